@@ -1,0 +1,79 @@
+"""Everything Ratchet raises, as one tree.
+
+RatchetError
+├── UserError                    the caller can mend it; CLI exit 2, HTTP 4xx
+│   ├── UnknownName              a target, metric, algorithm or model that is not there
+│   ├── BadData                  a row, a split or a file that cannot be used
+│   ├── BadMetric                a metric that cannot be called or never gives a number
+│   ├── BadRequest               an option whose value makes no sense
+│   ├── NotWorthwhile            the pre-flight declined; ``--force`` goes on
+│   └── CertificateInvalid       a certificate that does not hold
+├── BudgetSpent                  a limit was reached; never a score
+├── Cancelled                    the user asked to stop
+├── WorldFailure                 the world, not the program: it stops the optimization and is never a score
+│   ├── LmUnavailable            an LM that stayed dead, slow or rate-limited through every retry
+│   └── StorageUnavailable       the database or the disk refused
+└── BrokenContract               an algorithm that asked for what the contract does not allow
+"""
+
+from __future__ import annotations
+
+
+class RatchetError(Exception):
+    """Ratchet could not go on."""
+
+    def __init__(self, message: str = "", **values: object) -> None:
+        super().__init__(message or (type(self).__doc__ or "").strip())
+        self.values = values
+
+
+class UserError(RatchetError):
+    """Something in the request cannot be used as it is."""
+
+
+class UnknownName(UserError):
+    """A name was given that nothing here carries."""
+
+
+class BadData(UserError):
+    """The data cannot be used as it is."""
+
+
+class BadMetric(UserError):
+    """The metric cannot be used as it is."""
+
+
+class BadRequest(UserError):
+    """An option has a value that makes no sense."""
+
+
+class NotWorthwhile(UserError):
+    """The pre-flight found no way for this optimization to prove a gain."""
+
+
+class CertificateInvalid(UserError):
+    """The certificate does not hold."""
+
+
+class BudgetSpent(RatchetError):
+    """The budget is spent."""
+
+
+class Cancelled(RatchetError):
+    """The optimization was stopped on request."""
+
+
+class WorldFailure(RatchetError):
+    """Something outside the program failed and stayed failed."""
+
+
+class LmUnavailable(WorldFailure):
+    """The LM did not answer."""
+
+
+class StorageUnavailable(WorldFailure):
+    """The database or the disk refused."""
+
+
+class BrokenContract(RatchetError):
+    """An algorithm broke the contract of ``ratchet.core.algorithm``."""

@@ -88,7 +88,12 @@ class SyntheticProblem:
         self.runs_used += 1
         chance = random.Random(f"{self.seed}/{candidate.key}/{example.key}/{repeat}").random()
         if chance < self.fails:
-            return Evaluation(candidate=candidate.key, example=example, repeat=repeat, failure=Failure(kind="unparseable", message="synthetic"))
+            return Evaluation(
+                candidate=candidate.key,
+                example=example,
+                repeat=repeat,
+                failure=Failure(kind="unparseable", message="synthetic"),
+            )
         needs = dict(need.split(":") for need in example.inputs["question"].split()[1:])
         missing = []
         for name, skill in needs.items():
@@ -131,7 +136,11 @@ class SyntheticProblem:
                 case Evaluate(candidate, examples, repeats):
                     self.evaluated.append(candidate)
                     keys = [(example, repeat) for example in examples for repeat in range(repeats)]
-                    fresh = {(example.key, repeat) for example, repeat in keys if (candidate.key, example.key, repeat) not in cache}
+                    fresh = {
+                        (example.key, repeat)
+                        for example, repeat in keys
+                        if (candidate.key, example.key, repeat) not in cache
+                    }
                     if self.runs_used + len(fresh) > self.runs:
                         raise BudgetSpent(used=self.runs_used, limit=self.runs)
                     for example, repeat in keys:

@@ -13,7 +13,8 @@ RatchetError
 ├── WorldFailure                 the world, not the program: it stops the optimization and is never a score
 │   ├── LmUnavailable            an LM that stayed dead, slow or rate-limited through every retry
 │   └── StorageUnavailable       the database or the disk refused
-└── BrokenContract               an algorithm that asked for what the contract does not allow
+├── BrokenContract               an algorithm that asked for what the contract does not allow
+└── BrokenOptimizer              one of DSPy's optimizers raised
 """
 
 from __future__ import annotations
@@ -77,3 +78,7 @@ class StorageUnavailable(WorldFailure):
 
 class BrokenContract(RatchetError):
     """An algorithm broke the contract of ``ratchet.core.algorithm``."""
+
+
+class BrokenOptimizer(RatchetError):
+    """One of DSPy's optimizers raised."""

@@ -1,0 +1,521 @@
+"""Builds everything an optimization needs; the only file that knows every room."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.metadata
+import threading
+import time
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import dspy
+from dspy.utils.exceptions import LMInvalidRequestError
+
+from ratchet.algorithms import NATIVE
+from ratchet.core.errors import BadRequest, Cancelled, RatchetError, UnknownName
+from ratchet.core.problem import Candidate, Example, Problem
+from ratchet.core.request import Constraints, Objective, OptimizationRequest, Target
+from ratchet.core.result import OptimizationResult, Spend
+from ratchet.engine.archive import Event, Notebook, Optimization
+from ratchet.engine.optimize import Algorithms, Job, Optimizer, with_spend
+from ratchet.programs import targets
+from ratchet.programs.datasets import Splits, assemble, dataset_hash, read_rows, to_examples
+from ratchet.programs.dspy_program import DspyProgram, input_names, output_names, state_of
+from ratchet.programs.gateway import Gateway, GatewayLM, Halt, Limits, Line, Price
+from ratchet.programs.lm import NamedLM, resolve_lm
+from ratchet.programs.metrics import resolve_metric, user_metric
+from ratchet.programs.teleprompter import TELEPROMPTERS, compile_with
+from ratchet.settings import Settings, quiet_libraries
+from ratchet.storage.memory import MemoryNotebook
+from ratchet.storage.sql import SqlArchive
+
+AUTO = ("miprov2", "gepa")
+"""What ``auto`` stands for until it can choose by what was measured."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """One optimization as a user asks for it; everything is plain data, so that it can be stored and resumed.
+
+    Attributes:
+        target: What ``ratchet.programs.targets.resolve_target`` takes.
+        data, train, validation, test: Files of examples.
+        metric: What ``ratchet.programs.metrics.resolve_metric`` takes.
+        algorithms: Names in the catalogue, in order; ``auto`` for the default.
+        lm, reflection_lm, judge_lm: Model names; the task LM stands in where one is left out.
+        lm_base, lm_key_env: An OpenAI-compatible server, and the environment variable with its key.
+        price: Dollars per million tokens, prompt and completion, for models DSPy has no price of.
+        fields: Input field of the program -> column of the file.
+    """
+
+    target: str
+    data: str | None = None
+    train: str | None = None
+    validation: str | None = None
+    test: str | None = None
+    metric: str = "exact_match"
+    algorithms: tuple[str, ...] = ("auto",)
+    lm: str | None = None
+    reflection_lm: str | None = None
+    judge_lm: str | None = None
+    lm_base: str | None = None
+    adapter: str = "auto"
+    module: str = "predict"
+    instructions: str | None = None
+    temperature: float | None = None
+    max_tokens: int | None = None
+    lm_timeout: float | None = None
+    price: tuple[float, float] | None = None
+    max_calls: int | None = None
+    max_usd: float | None = None
+    max_minutes: float = 120.0
+    min_improvement: float = 0.05
+    objectives: tuple[tuple[str, float], ...] = (("quality_score", 1.0),)
+    success_at: float = 1.0
+    seed: int = 0
+    concurrency: int = 8
+    force: bool = False
+    fields: tuple[tuple[str, str], ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """The options as JSON data."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Options:
+        """The options that ``to_json`` came from."""
+        values = dict(data)
+        for name in ("algorithms", "price"):
+            if values.get(name) is not None:
+                values[name] = tuple(values[name])
+        for name in ("objectives", "fields"):
+            values[name] = tuple(tuple(pair) for pair in values[name])
+        return cls(**values)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Given:
+    """What a library caller hands over as objects; a command line has none of it."""
+
+    program: dspy.Module | None = None
+    metric: Callable[..., Any] | None = None
+    examples: Sequence[Example] | None = None
+    splits: Splits | None = None
+    lm: dspy.BaseLM | None = None
+    reflection_lm: dspy.BaseLM | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prepared:
+    """A request whose every name stands for something."""
+
+    options: Options
+    request: OptimizationRequest
+    target: targets.Target
+    metric: str | Callable[..., Any]
+    judge: NamedLM | None
+    task: NamedLM | None
+    reflection: NamedLM | None
+    splits: Splits
+
+
+def known_algorithms() -> tuple[str, ...]:
+    """The names of all algorithms."""
+    return tuple(sorted((*NATIVE, *TELEPROMPTERS)))
+
+
+def prepare(options: Options, given: Given, settings: Settings, *, splits: Splits | None = None) -> Prepared:
+    """Resolve every name in ``options``.
+
+    Args:
+        splits: The data as an earlier process had split it; None reads and splits the files.
+
+    Raises:
+        UserError: a name, a file or an option cannot be used.
+    """
+    quiet_libraries()
+    request = _request(options)
+    target = (
+        targets.Target(module=given.program, text=options.target)
+        if given.program is not None
+        else targets.resolve_target(options.target, kind=options.module, instructions=options.instructions)
+    )
+    task = _task_lm(options, given, settings, target.module)
+    reflection = _reflection_lm(options, given, settings) or task
+    judge = _lm(options.judge_lm, options, settings) if options.judge_lm else None
+    if splits is None:
+        splits = given.splits or _splits(options, given, target.module)
+    return Prepared(
+        options=options,
+        request=request,
+        target=target,
+        metric=given.metric or options.metric,
+        judge=judge,
+        task=task,
+        reflection=reflection,
+        splits=splits,
+    )
+
+
+def _request(options: Options) -> OptimizationRequest:
+    names: list[str] = []
+    for name in options.algorithms:
+        names += AUTO if name == "auto" else [name]
+    for name in names:
+        if name not in known_algorithms():
+            raise UnknownName(f"there is no algorithm {name!r}; there are auto, {', '.join(known_algorithms())}")
+    return OptimizationRequest(
+        target=Target(id=options.target),
+        objectives=tuple(Objective(metric=name, weight=weight) for name, weight in options.objectives),  # type: ignore[arg-type]
+        algorithms=tuple(names),
+        constraints=Constraints(
+            max_optimization_time=options.max_minutes * 60,
+            min_improvement_threshold=options.min_improvement,
+            max_calls=options.max_calls,
+            max_usd=options.max_usd,
+        ),
+        seed=options.seed,
+        success_at=options.success_at,
+        force=options.force,
+    )
+
+
+def _lm(name: str, options: Options, settings: Settings, **more: Any) -> NamedLM:
+    return resolve_lm(
+        name, models=settings.models, base=options.lm_base, timeout_seconds=options.lm_timeout, **more
+    )
+
+
+def _task_lm(options: Options, given: Given, settings: Settings, module: dspy.Module) -> NamedLM | None:
+    if options.lm is not None:
+        return _lm(options.lm, options, settings, temperature=options.temperature, max_tokens=options.max_tokens)
+    lm = given.lm or dspy.settings.lm
+    if lm is not None:
+        return NamedLM(lm=lm, name=lm.model, identity=lm.model)
+    if all(predictor.lm is not None for predictor in module.predictors()):
+        return None
+    raise BadRequest("no LM was given; say --lm local, --lm openai/gpt-4.1-mini, or --lm NAME --lm-base URL")
+
+
+def _reflection_lm(options: Options, given: Given, settings: Settings) -> NamedLM | None:
+    if options.reflection_lm is not None:
+        return _lm(options.reflection_lm, options, settings)
+    lm = given.reflection_lm
+    return NamedLM(lm=lm, name=lm.model, identity=lm.model) if lm is not None else None
+
+
+def _splits(options: Options, given: Given, module: dspy.Module) -> Splits:
+    inputs = input_names(module)
+    files = {"data": options.data, "train": options.train, "validation": options.validation, "test": options.test}
+    parts: dict[str, Any] = {
+        name: to_examples(read_rows(file), inputs=inputs, rename=dict(options.fields), file=file)
+        for name, file in files.items()
+        if file is not None
+    }
+    if given.examples is not None:
+        parts["data"] = given.examples
+    if not parts:
+        raise BadRequest("no data was given; say --data FILE, or --train, --validation and --test")
+    return assemble(**parts, seed=options.seed)
+
+
+class Run:
+    """One optimization that can be carried out, here and now.
+
+    Args:
+        prepared: What is to be done.
+        notebook: Where it is kept.
+        optimization_id: Its id.
+        spent_seconds: Wall time earlier processes spent on it.
+        emit: Told of every event.
+    """
+
+    def __init__(
+        self,
+        prepared: Prepared,
+        notebook: Notebook,
+        *,
+        optimization_id: str,
+        spent_seconds: float,
+        emit: Callable[[Event], None] = lambda event: None,
+    ) -> None:
+        self.id = optimization_id
+        self.prepared = prepared
+        self.notebook = notebook
+        self._emit = emit
+        self._began = time.monotonic()
+        self._spent_seconds = spent_seconds
+        options, constraints = prepared.options, prepared.request.constraints
+        local = prepared.task is not None and prepared.task.local
+        concurrency = min(2, options.concurrency) if local else options.concurrency
+        patience = {} if options.lm_timeout is None else {
+            "timeout_seconds": options.lm_timeout, "first_timeout_seconds": options.lm_timeout
+        }
+        self.gateway = Gateway(
+            notebook.journal,
+            Limits(
+                calls=constraints.max_calls,
+                usd=constraints.max_usd,
+                deadline=self._began + constraints.max_optimization_time - spent_seconds,
+                concurrency=concurrency,
+                **patience,
+            ),
+        )
+        self._lines = {
+            role: Line(
+                named.lm,
+                role,
+                price=Price(prompt=options.price[0], completion=options.price[1]) if options.price else named.price,
+                supports_schema=named.supports_schema,
+                alive=named.local,
+            )
+            for role, named in (("task", prepared.task), ("reflection", prepared.reflection), ("judge", prepared.judge))
+            if named is not None
+        }
+        self._price_needed()
+        task, reflection, judge = prepared.task, prepared.reflection, prepared.judge
+        self.reflection = GatewayLM(self.gateway, reflection.lm, self._lines["reflection"]) if reflection else None
+        self.judge = GatewayLM(self.gateway, judge.lm, self._lines["judge"]) if judge else self.reflection
+        metric = (
+            resolve_metric(
+                prepared.metric,
+                labels=sorted(prepared.splits.train[0].labels),
+                outputs=output_names(prepared.target.module) or None,
+                judge_lm=self.judge,
+            )
+            if isinstance(prepared.metric, str)
+            else user_metric(prepared.metric)
+        )
+        self.program = DspyProgram(
+            prepared.target.module,
+            gateway=self.gateway,
+            task=self._lines.get("task"),
+            task_lm=task.lm if task else None,
+            adapter=_adapter(options.adapter, local=local),
+            metric=metric,
+        )
+        self._concurrency = concurrency
+
+    def _price_needed(self) -> None:
+        """A limit in dollars can only be kept when every price is known."""
+        if self.prepared.request.constraints.max_usd is None:
+            return
+        for line in self._lines.values():
+            if line.price is None:
+                raise BadRequest(
+                    f"--max-usd cannot be kept: the price of {line.model} is not known; "
+                    "give --price PROMPT,COMPLETION in dollars per million tokens, or use --max-calls"
+                )
+
+    def cancel(self) -> None:
+        """Stop cleanly, soon; what was recorded stays, and ``resume`` goes on from there."""
+        self.gateway.cancel()
+
+    async def _write(self, prompt: str, temperature: float, number: int) -> str:
+        """One text from the reflection LM; empty when it refuses this very prompt."""
+        if self.reflection is None:
+            raise BadRequest("this algorithm needs a reflection LM; give --reflection-lm")
+        try:
+            with self.program.settings():
+                answers = await self.reflection.acall(prompt, temperature=temperature, rollout_id=number)
+        except Halt as halt:
+            raise halt.cause from halt
+        except LMInvalidRequestError as error:
+            self._emit(Event(kind="refused", payload={"message": str(error)[:300]}))
+            return ""
+        answer = answers[0]
+        return str(answer["text"] if isinstance(answer, dict) else answer or "")
+
+    def _opaque(self, name: str) -> Any:
+        def search(
+            problem: Problem, *, seed: int, on_candidate: Callable[[Candidate, float], None]
+        ) -> Sequence[Candidate]:
+            return compile_with(
+                name,
+                self.program,
+                problem,
+                self.gateway,
+                reflection=self.reflection,
+                seed=seed,
+                threads=self._concurrency,
+                on_candidate=on_candidate,
+            )
+
+        return search
+
+    def job(self) -> Job:
+        """What the engine carries out."""
+        splits, request = self.prepared.splits, self.prepared.request
+        return Job(
+            id=self.id,
+            request=request,
+            program=self.program,
+            seed=self.program.seed,
+            predictors=self.program.specs,
+            description=self.prepared.target.description,
+            train=splits.train,
+            validation=splits.validation,
+            test=splits.test,
+            write=self._write,
+            ledger=self.gateway,
+            notebook=self.notebook,
+            algorithms=Algorithms(
+                native={name: NATIVE[name] for name in request.algorithms if name in NATIVE},
+                opaque={name: self._opaque(name) for name in request.algorithms if name in TELEPROMPTERS},
+            ),
+            concurrency=self._concurrency,
+            emit=self._emit,
+            notes=splits.notes,
+        )
+
+    def spend(self) -> Spend:
+        """What it cost so far, over all processes."""
+        sent = self.notebook.journal.sent()
+        return Spend(
+            calls=sent.calls,
+            recorded=sent.recorded,
+            prompt_tokens=sent.prompt_tokens,
+            completion_tokens=sent.completion_tokens,
+            usd=None if sent.unpriced else sent.usd,
+            seconds=self._spent_seconds + time.monotonic() - self._began,
+            by_phase=dict(sent.by_stage),
+        )
+
+    def execute(self) -> OptimizationResult:
+        """Carry it out; its status and result are stored, also when it fails.
+
+        Raises:
+            RatchetError: it failed, or was stopped; the status says so too.
+        """
+        self.notebook.set_status("running")
+        optimizer = Optimizer(self.job())
+        try:
+            result = with_spend(_run_anywhere(optimizer.run()), self.spend())
+        except Cancelled:
+            self._stop("cancelled", "")
+            raise
+        except Exception as error:
+            self._stop("failed", f"{type(error).__name__}: {error}")
+            raise
+        self.notebook.set_status(result.status, result=result.to_json())
+        self.notebook.add_seconds(time.monotonic() - self._began)
+        return result
+
+    def _stop(self, status: str, error: str) -> None:
+        try:
+            self.notebook.set_status(status, error=error)
+            self.notebook.add_seconds(time.monotonic() - self._began)
+        except RatchetError:
+            return  # the database is what failed; the first error is the one to tell
+
+
+def _run_anywhere(work: Any) -> Any:
+    """Run a coroutine to its end, also where an event loop runs already (a notebook)."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return asyncio.run(work)
+    outcome: list[Any] = []
+
+    def run() -> None:
+        try:
+            outcome.append(asyncio.run(work))
+        except BaseException as error:  # handed over to the caller's thread
+            outcome.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    if isinstance(outcome[0], BaseException):
+        raise outcome[0]
+    return outcome[0]
+
+
+def _adapter(name: str, *, local: bool) -> dspy.Adapter | None:
+    kinds: dict[str, Callable[[], dspy.Adapter | None]] = {
+        "auto": lambda: dspy.JSONAdapter() if local else dspy.settings.adapter,
+        "chat": dspy.ChatAdapter,
+        "json": dspy.JSONAdapter,
+        "xml": dspy.XMLAdapter,
+    }
+    if name not in kinds:
+        raise UnknownName(f"there is no adapter {name!r}; there are {', '.join(kinds)}")
+    return kinds[name]()
+
+
+def new_run(
+    options: Options,
+    given: Given,
+    settings: Settings,
+    archive: SqlArchive,
+    *,
+    emit: Callable[[Event], None] = lambda event: None,
+) -> Run:
+    """A new optimization, stored and ready to be executed.
+
+    Raises:
+        UserError: the request cannot be carried out; nothing was stored then.
+    """
+    prepared = prepare(options, given, settings)
+    identity = uuid.uuid4().hex[:12]
+    # Built once before it is stored, so that a request that cannot work leaves nothing behind.
+    Run(prepared, MemoryNotebook(), optimization_id=identity, spent_seconds=0.0)
+    notebook = archive.start(
+        Optimization(
+            id=identity,
+            status="running",
+            created_at=datetime.now(UTC),
+            request={"options": options.to_json(), "identities": identities(prepared)},
+        )
+    )
+    splits = prepared.splits
+    notebook.keep_examples({"train": splits.train, "validation": splits.validation, "test": splits.test})
+    return Run(prepared, notebook, optimization_id=identity, spent_seconds=0.0, emit=emit)
+
+
+def resumed_run(
+    optimization_id: str,
+    given: Given,
+    settings: Settings,
+    archive: SqlArchive,
+    *,
+    emit: Callable[[Event], None] = lambda event: None,
+) -> Run:
+    """An optimization that was begun before, ready to go on where it stopped.
+
+    Raises:
+        UnknownName: there is none with this id.
+        BadRequest: the program, the model or the data is no longer what it was.
+    """
+    stored = archive.find(optimization_id)
+    notebook = archive.open(stored.id)
+    options = Options.from_json(stored.request["options"])
+    parts = notebook.examples()
+    splits = Splits(train=parts["train"], validation=parts["validation"], test=parts["test"])
+    prepared = prepare(options, given, settings, splits=splits)
+    before, now = stored.request["identities"], identities(prepared)
+    for name, value in now.items():
+        if before.get(name) != value:
+            raise BadRequest(
+                f"{stored.id} cannot go on: its {name} was {before.get(name)} and is now {value}; "
+                "bring it back, or start a new optimization"
+            )
+    return Run(prepared, notebook, optimization_id=stored.id, spent_seconds=stored.seconds, emit=emit)
+
+
+def identities(prepared: Prepared) -> dict[str, Any]:
+    """Hashes and versions of all that a result depends on."""
+    return {
+        "program": Candidate(predictors=state_of(prepared.target.module)).key,
+        "data": dataset_hash(prepared.splits),
+        "task_lm": prepared.task.identity if prepared.task else None,
+        "reflection_lm": prepared.reflection.identity if prepared.reflection else None,
+        "judge_lm": prepared.judge.identity if prepared.judge else None,
+        "metric": prepared.metric if isinstance(prepared.metric, str) else prepared.metric.__qualname__,
+        "versions": {name: importlib.metadata.version(name) for name in ("dspy-ratchet", "dspy", "gepa", "optuna")},
+    }

@@ -1,0 +1,101 @@
+"""What is asked for: the target, the objectives, the constraints."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from ratchet.core.errors import BadRequest
+
+TargetType = Literal["agent", "workflow", "component"]
+Scope = Literal["individual", "population", "cross_domain"]
+MetricName = Literal["success_rate", "quality_score", "cost", "latency"]
+
+METRICS: tuple[MetricName, ...] = ("quality_score", "success_rate", "cost", "latency")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Target:
+    """What is to be made better."""
+
+    id: str
+    type: TargetType = "component"
+    scope: Scope = "individual"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Objective:
+    """One thing to make better. Quality and success go up, cost and latency go down.
+
+    Attributes:
+        metric: What is measured.
+        weight: Its share in the choice between candidates; at least 0.
+        target_value: The value to reach, in the metric's own unit (share, share, dollars, milliseconds); optional.
+
+    Raises:
+        BadRequest: the metric is unknown or the weight is negative or no number.
+    """
+
+    metric: MetricName
+    weight: float = 1.0
+    target_value: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.metric not in METRICS:
+            raise BadRequest(f"objective {self.metric!r} is not known; choose from {', '.join(METRICS)}")
+        if not math.isfinite(self.weight) or self.weight < 0:
+            raise BadRequest(f"the weight of objective {self.metric} is {self.weight}; give a number of at least 0")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Constraints:
+    """Limits that are never passed, and what counts as a gain.
+
+    Attributes:
+        max_optimization_time: Seconds.
+        min_improvement_threshold: Relative gain in quality from which a proven gain is worth promoting (0.05 = 5 %).
+        max_resource_usage: Share of the worker pool; used by the service.
+        max_calls: LM calls sent, over task LM, reflection LM, judge and retries; None for no limit.
+        max_usd: Dollars; None for no limit.
+
+    Raises:
+        BadRequest: a limit is not a positive number.
+    """
+
+    max_optimization_time: float = 7200.0
+    min_improvement_threshold: float = 0.05
+    max_resource_usage: float = 0.2
+    max_calls: int | None = None
+    max_usd: float | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("max_optimization_time", "max_resource_usage", "max_calls", "max_usd"):
+            value = getattr(self, name)
+            if value is not None and not (math.isfinite(value) and value > 0):
+                raise BadRequest(f"{name} is {value}; give a number above 0, or leave it out")
+        if not math.isfinite(self.min_improvement_threshold) or self.min_improvement_threshold < 0:
+            raise BadRequest(
+                f"min_improvement_threshold is {self.min_improvement_threshold}; give a share such as 0.05"
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OptimizationRequest:
+    """One optimization as it was asked for."""
+
+    target: Target
+    objectives: tuple[Objective, ...] = (Objective(metric="quality_score"),)
+    algorithms: tuple[str, ...] = ("miprov2", "gepa")
+    constraints: Constraints = Constraints()
+    seed: int = 0
+    success_at: float = 1.0
+    force: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.objectives or sum(objective.weight for objective in self.objectives) <= 0:
+            raise BadRequest("no objective has a weight above 0; give for example --objective quality:1")
+        if not self.algorithms:
+            raise BadRequest("no algorithm was named; leave --algorithm out for the default")
+        if not math.isfinite(self.success_at) or self.success_at <= 0:
+            raise BadRequest(f"success_at is {self.success_at}; give the score from which a run succeeds, such as 1.0")

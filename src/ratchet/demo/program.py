@@ -1,0 +1,21 @@
+"""The demo program as people first write it: a signature, a bare instruction, no demos."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import dspy
+
+
+class SortMail(dspy.Signature):
+    """Read the customer's message and fill in the fields."""
+
+    message: str = dspy.InputField()
+    order: str = dspy.OutputField(desc="order number, or none")
+    product: str = dspy.OutputField(desc="the product it is about")
+    queue: Literal["billing", "delivery", "returns", "technical", "account"] = dspy.OutputField()
+
+
+def program() -> dspy.Module:
+    """A fresh, unoptimized program."""
+    return dspy.Predict(SortMail)

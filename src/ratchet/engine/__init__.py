@@ -1,0 +1,1 @@
+"""One optimization, from request to result."""

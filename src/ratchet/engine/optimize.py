@@ -1,0 +1,463 @@
+"""One optimization: baseline, pre-flight, search, shortlist, sealed test, decision."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+from ratchet.core.algorithm import Search
+from ratchet.core.errors import BadMetric, BudgetSpent, UserError
+from ratchet.core.evaluation import Evaluations
+from ratchet.core.problem import Budget, Candidate, Example, PredictorSpec, Problem
+from ratchet.core.request import Objective, OptimizationRequest
+from ratchet.core.result import Ancestor, Details, OptimizationResult, Performance, Spend, Status, performance
+from ratchet.core.statistics import Comparison, compare_paired, relative_change
+from ratchet.engine.archive import Event, Notebook
+from ratchet.engine.plan import Plan, Preflight, look_ahead, make_plan
+from ratchet.engine.runner import Ledger, Program, Runner
+
+PROBE = 4
+"""Examples run first, to learn how many calls one run takes."""
+
+
+class StagedLedger(Ledger, Protocol):
+    """The gateway, as the engine needs it."""
+
+    @property
+    def calls(self) -> int:
+        """Calls sent so far, over all processes."""
+
+    def begin_stage(
+        self,
+        stage: str,
+        *,
+        allowance: int | None = None,
+        keep_calls: int = 0,
+        keep_usd: float = 0.0,
+        keep_seconds: float = 0.0,
+    ) -> None:
+        """Begin a stage with an allowance of calls, leaving some for later stages."""
+
+
+class OpaqueSearch(Protocol):
+    """An algorithm that owns its loop; it runs in a thread and gives back its finalists."""
+
+    def __call__(
+        self, problem: Problem, *, seed: int, on_candidate: Callable[[Candidate, float], None]
+    ) -> Sequence[Candidate]: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Algorithms:
+    """The algorithms of one optimization, by name and in order; each either a generator or one that owns its loop."""
+
+    native: Mapping[str, Search]
+    opaque: Mapping[str, OpaqueSearch]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """All that one optimization works with; built once, in ``ratchet.bootstrap``.
+
+    Attributes:
+        id: The optimization's id.
+        request: What was asked for.
+        program: Runs candidates.
+        seed: The program's own state.
+        predictors: Its predictors.
+        description: Its source or purpose.
+        train: Examples to learn from.
+        validation: Examples to choose by.
+        test: The sealed test; only ``_prove`` opens it.
+        write: Asks the reflection LM.
+        ledger: The budget.
+        notebook: Where everything is kept.
+        algorithms: What the names in the request stand for.
+        concurrency: Rows under way at once.
+        emit: Told of every event.
+        notes: What the data's preparation had to say.
+    """
+
+    id: str
+    request: OptimizationRequest
+    program: Program
+    seed: Candidate
+    predictors: tuple[PredictorSpec, ...]
+    description: str
+    train: tuple[Example, ...]
+    validation: tuple[Example, ...]
+    test: tuple[Example, ...]
+    write: Callable[[str, float, int], Any]
+    ledger: StagedLedger
+    notebook: Notebook
+    algorithms: Algorithms
+    concurrency: int
+    emit: Callable[[Event], None]
+    notes: tuple[str, ...] = ()
+
+
+class Optimizer:
+    """Carries out one job. What it has measured so far stands in its attributes, so that a stop can be told of."""
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+        self.runner = Runner(
+            job.program,
+            write=job.write,
+            ledger=job.ledger,
+            notebook=job.notebook,
+            on_evaluations=self._seen,
+            concurrency=job.concurrency,
+        )
+        self.plan: Plan | None = None
+        self.preflight: Preflight | None = None
+        self.validation: tuple[Example, ...] = ()
+        self.best: tuple[Candidate, float] = (job.seed, -math.inf)
+        self.made_by: dict[str, str] = {}
+        self.notes = list(job.notes)
+
+    # --- what is told while it runs --------------------------------------------------------------------------------
+
+    def _emit(self, kind: str, **payload: Any) -> None:
+        event = Event(kind=kind, payload={"calls": self.job.ledger.calls, **payload})
+        self.job.notebook.note(event)
+        self.job.emit(event)
+
+    def _seen(self, candidate: Candidate, evaluations: Evaluations) -> None:
+        self._emit("evaluated", candidate=candidate.key, mean=evaluations.mean, n=len(evaluations))
+        if self.validation:
+            known = self.runner.known(candidate, self.validation)
+            if known is not None and known.mean > self.best[1]:
+                self.best = (candidate, known.mean)
+                self._emit("best", candidate=candidate.key, mean=known.mean, n=len(known))
+
+    def _begin(self, stage: str, *, allowance: int | None = None) -> None:
+        keep: dict[str, Any] = {}
+        baseline = self.runner.known(self.job.seed, self.validation)
+        if self.plan is not None and baseline is not None and stage != "test":
+            runs = 2 * self.plan.test
+            keep["keep_calls"] = self.plan.proof_calls
+            keep["keep_usd"] = 1.5 * runs * (baseline.cost_usd or 0.0)
+            keep["keep_seconds"] = 1.5 * runs * baseline.latency_ms / 1e3 / self.job.concurrency
+        self.job.ledger.begin_stage(stage, allowance=allowance, **keep)
+        self._emit("stage", stage=stage, allowance=allowance)
+
+    # --- the phases --------------------------------------------------------------------------------------------------
+
+    async def run(self) -> OptimizationResult:
+        """From baseline to decision.
+
+        Raises:
+            RatchetError: the world failed, the user stopped it, or the request cannot be carried out.
+        """
+        try:
+            baseline = await self._baseline()
+            preflight = await self._look_ahead(baseline)
+        except BudgetSpent as spent:
+            return self._declined(f"the budget ended before the baseline was measured: {spent}")
+        if preflight.objections and not self.job.request.force:
+            return self._declined("; ".join(preflight.objections) + "; --force goes on all the same")
+        finalists = await self._search()
+        chosen = await self._shortlist(finalists)
+        if chosen.key == self.job.seed.key:
+            return self._result("no_proven_gain", "the search found nothing better than the program as it is")
+        return await self._prove(chosen)
+
+    async def _baseline(self) -> Evaluations:
+        job, constraints = self.job, self.job.request.constraints
+        self._begin("baseline")
+        first = job.validation[: min(PROBE, len(job.validation))]
+        probe = await self.runner.evaluate(job.seed, first)
+        self.plan = make_plan(
+            max_calls=constraints.max_calls,
+            spent=round(probe.calls * len(probe)),
+            calls_per_run=probe.calls,
+            validation=len(job.validation),
+            test=len(job.test),
+            concurrency=job.concurrency,
+        )
+        self.runner.calls_per_run = self.plan.calls_per_run
+        self.validation = job.validation[: max(self.plan.validation, len(first))]
+        self._emit("plan", **{name: getattr(self.plan, name) for name in self.plan.__dataclass_fields__})
+        baseline = await self.runner.evaluate(job.seed, self.validation)
+        self._complain(baseline)
+        return baseline
+
+    def _complain(self, baseline: Evaluations) -> None:
+        """Refuse to go on when no run of the baseline could be scored because of the metric or the program."""
+        failures = [row.failure for row in baseline if row.failure is not None]
+        if len(failures) < len(baseline):
+            return
+        kinds = {failure.kind for failure in failures}
+        if "metric" in kinds:
+            raise BadMetric(f"the metric gave no score on any validation example; the first time: {failures[0].message}")
+        if kinds == {"raised"} or kinds == {"refused"}:
+            raise UserError(f"the program failed on every validation example; the first time: {failures[0].message}")
+
+    async def _look_ahead(self, baseline: Evaluations) -> Preflight:
+        assert self.plan is not None
+        repeated: list[list[float]] = []
+        if self.plan.search_runs > 10 * PROBE:
+            self._begin("preflight")
+            again = await self.runner.evaluate(self.job.seed, self.validation[:PROBE], repeats=2)
+            scores = again.scores
+            repeated = [list(scores[index : index + 2]) for index in range(0, len(scores), 2)]
+        self.preflight = look_ahead(
+            baseline,
+            repeated,
+            self.plan,
+            spent=self.job.ledger.calls,
+            concurrency=self.job.concurrency,
+            min_improvement=self.job.request.constraints.min_improvement_threshold,
+        )
+        self._emit("preflight", **self.preflight.to_json())
+        return self.preflight
+
+    async def _search(self) -> list[Candidate]:
+        """Each algorithm in turn, under an equal share of what is left, from the best candidate so far."""
+        job = self.job
+        assert self.plan is not None
+        names = job.request.algorithms
+        repeated = math.ceil(PROBE * self.plan.calls_per_run) if self.preflight and self.preflight.noise is not None else 0
+        left = max(0, self.plan.search_calls - repeated)
+        finalists: list[Candidate] = [job.seed]
+        for number, name in enumerate(names):
+            allowance = left // (len(names) - number)
+            stage = f"search {number + 1}: {name}"
+            self._begin(stage, allowance=allowance)
+            start = self.best[0]
+            problem = Problem(
+                seed=start,
+                predictors=job.predictors,
+                train=job.train,
+                validation=self.validation,
+                # The seed's validation is paid for already, and algorithms count it.
+                budget=Budget(runs=int(allowance / self.plan.calls_per_run) + len(self.validation)),
+                description=job.description,
+                success_at=job.request.success_at,
+            )
+            found = await self._search_with(name, problem)
+            for candidate in found:
+                self.made_by.setdefault(candidate.key, name)
+                if await self._validated(candidate):
+                    finalists.append(candidate)
+            left -= allowance - max(0, job.ledger.left() or 0)
+        return finalists
+
+    async def _search_with(self, name: str, problem: Problem) -> Sequence[Candidate]:
+        """What ``name`` found; when the budget ended before it could say, the best that was seen."""
+        rng = random.Random(f"{self.job.request.seed}/{name}")
+        if name in self.job.algorithms.native:
+            found = await self.runner.drive(self.job.algorithms.native[name](problem, rng=rng))
+        else:
+            compile_ = self.job.algorithms.opaque[name]
+            loop = asyncio.get_running_loop()
+
+            def on_candidate(candidate: Candidate, mean: float) -> None:
+                loop.call_soon_threadsafe(
+                    lambda: self._emit("best", candidate=candidate.key, mean=mean, n=len(problem.validation))
+                    if mean > self.best[1]
+                    else None
+                )
+
+            found = list(
+                await asyncio.to_thread(compile_, problem, seed=rng.randrange(1, 2**31), on_candidate=on_candidate)
+            )
+        return found or [self.best[0]]
+
+    async def _validated(self, candidate: Candidate) -> bool:
+        """Evaluate ``candidate`` on the whole validation split, if this stage still can."""
+        try:
+            await self.runner.evaluate(candidate, self.validation)
+        except BudgetSpent:
+            self.notes.append(f"candidate {candidate.key} was left out: no budget to validate it in full")
+            return False
+        return True
+
+    async def _shortlist(self, finalists: Sequence[Candidate]) -> Candidate:
+        """The finalist with the greatest utility on validation; the seed stays when nothing beats it."""
+        self._begin("shortlist", allowance=0)
+        baseline = self.runner.known(self.job.seed, self.validation)
+        assert baseline is not None
+        chosen, most = self.job.seed, 0.0
+        for candidate in finalists:
+            known = self.runner.known(candidate, self.validation)
+            if known is None:
+                continue
+            gain = utility(known, baseline, self.job.request)
+            self._emit("shortlisted", candidate=candidate.key, mean=known.mean, utility=gain)
+            if gain > most:
+                chosen, most = candidate, gain
+        return chosen
+
+    async def _prove(self, chosen: Candidate) -> OptimizationResult:
+        """Open the sealed test, once, for the baseline and the chosen candidate."""
+        assert self.plan is not None
+        self._begin("test")
+        sealed = self.job.test[: self.plan.test]
+        try:
+            before = await self.runner.evaluate(self.job.seed, sealed)
+            after = await self.runner.evaluate(chosen, sealed)
+        except BudgetSpent as spent:
+            before, after = self._both_known(chosen, sealed)
+            if before is None or after is None:
+                return self._result("no_proven_gain", f"the sealed test could not be paid for: {spent}", winner=chosen)
+            self.notes.append(f"the sealed test ended at {len(before)} of {len(sealed)} pairs: {spent}")
+        return self._decide(chosen, before, after)
+
+    def _both_known(
+        self, chosen: Candidate, sealed: Sequence[Example]
+    ) -> tuple[Evaluations | None, Evaluations | None]:
+        both = [
+            example
+            for example in sealed
+            if self.runner.known(self.job.seed, [example]) and self.runner.known(chosen, [example])
+        ]
+        return (
+            (self.runner.known(self.job.seed, both), self.runner.known(chosen, both)) if len(both) > 1 else (None, None)
+        )
+
+    # --- the outcome -------------------------------------------------------------------------------------------------
+
+    def _decide(self, chosen: Candidate, before: Evaluations, after: Evaluations) -> OptimizationResult:
+        request = self.job.request
+        comparison = compare_paired(before.scores, after.scores, seed=request.seed)
+        change = relative_change(before.mean, after.mean)
+        threshold = request.constraints.min_improvement_threshold
+        proven = comparison.p_value < 0.05 and comparison.interval[0] > 0
+        enough = change is None or change / 100 >= threshold
+        low, high = comparison.interval
+        figures = f"{comparison.effect:+.3f} [{low:+.3f}, {high:+.3f}], p = {comparison.p_value:.4f}, n = {comparison.n}"
+        if proven and enough:
+            status, reason = "improved", f"proven gain on the sealed test: {figures}"
+        elif proven:
+            status, reason = "no_proven_gain", f"the gain is proven but under the {threshold:.0%} asked for: {figures}"
+        else:
+            status, reason = "no_proven_gain", f"no proven gain on the sealed test: {figures}"
+        result = self._result(status, reason, winner=chosen)  # type: ignore[arg-type]
+        return replace(
+            result,
+            baseline_performance=performance(before, success_at=request.success_at, split="test"),
+            optimized_performance=performance(after, success_at=request.success_at, split="test"),
+            improvement_percentage=change,
+            statistical_significance=comparison.p_value,
+            comparison=comparison,
+            cost_comparison=_compare_costs(before, after, seed=request.seed),
+            latency_comparison=compare_paired(
+                [row.usage.latency_ms for row in before], [row.usage.latency_ms for row in after], seed=request.seed
+            ),
+        )
+
+    def _declined(self, reason: str) -> OptimizationResult:
+        return self._result("declined", f"declined: {reason}")
+
+    def _result(self, status: Status, reason: str, *, winner: Candidate | None = None) -> OptimizationResult:
+        """A result with what is known without the sealed test."""
+        known = self.runner.known(self.job.seed, self.validation) if self.validation else None
+        measured = (
+            performance(known, success_at=self.job.request.success_at, split="validation") if known else Performance()
+        )
+        stored = {candidate.key: candidate for candidate, _ in self.job.notebook.candidates()}
+        return OptimizationResult(
+            optimization_id=self.job.id,
+            status=status,
+            reason=reason,
+            baseline_performance=measured,
+            baseline=self.job.seed,
+            winner=winner,
+            optimization_details=Details(
+                algorithm_used=self.made_by.get(winner.key) if winner else None,
+                iterations=len(stored),
+                key_improvements=edits(self.job.seed, winner) if winner else (),
+                lineage=self._lineage(winner, stored) if winner else (),
+                preflight=self.preflight.to_json() if self.preflight else {},
+                notes=tuple(self.notes),
+            ),
+        )
+
+    def _lineage(self, winner: Candidate, stored: Mapping[str, Candidate]) -> tuple[Ancestor, ...]:
+        """From the seed to the winner, each with its validation mean where it was measured in full."""
+        chain: list[Candidate] = []
+        waiting, seen = [winner], set()
+        while waiting:
+            candidate = waiting.pop(0)
+            if candidate.key in seen:
+                continue
+            seen.add(candidate.key)
+            chain.append(candidate)
+            waiting += [stored[parent] for parent in candidate.parents if parent in stored]
+        steps = []
+        for candidate in reversed(chain):
+            known = self.runner.known(candidate, self.validation)
+            steps.append(
+                Ancestor(
+                    candidate=candidate.key,
+                    parents=candidate.parents,
+                    origin=candidate.origin,
+                    validation=known.mean if known else None,
+                )
+            )
+        return tuple(steps)
+
+
+def utility(evaluations: Evaluations, baseline: Evaluations, request: OptimizationRequest) -> float:
+    """The weighted gain over the baseline; 0 is the baseline itself, higher is better.
+
+    Quality and success count their difference, cost and latency the share that is saved. An objective that was not
+    measured (an unknown price) counts nothing.
+    """
+    gain = 0.0
+    for objective in request.objectives:
+        gain += objective.weight * _gain(objective, evaluations, baseline, request.success_at)
+    return gain
+
+
+def _gain(objective: Objective, after: Evaluations, before: Evaluations, success_at: float) -> float:
+    match objective.metric:
+        case "quality_score":
+            return after.mean - before.mean
+        case "success_rate":
+            return after.success_rate(success_at) - before.success_rate(success_at)
+        case "cost":
+            return _saved(before.cost_usd, after.cost_usd)
+        case "latency":
+            return _saved(before.latency_ms, after.latency_ms)
+
+
+def _saved(before: float | None, after: float | None) -> float:
+    return (before - after) / before if before and after is not None else 0.0
+
+
+def _compare_costs(before: Evaluations, after: Evaluations, *, seed: int) -> Comparison | None:
+    costs = [[row.usage.cost_usd for row in rows] for rows in (before, after)]
+    known = [[cost for cost in row if cost is not None] for row in costs]
+    if len(known[0]) < len(before) or len(known[1]) < len(after):
+        return None
+    return compare_paired(known[0], known[1], seed=seed)
+
+
+def edits(before: Candidate, after: Candidate) -> tuple[str, ...]:
+    """What changed from one candidate to another, one line per edit."""
+    lines = []
+    for name, new in after.predictors.items():
+        old = before.predictors[name]
+        if new.instructions != old.instructions:
+            lines.append(
+                f"{name}: instructions rewritten ({len(old.instructions)} to {len(new.instructions)} characters)"
+            )
+        added = [demo for demo in new.demos if demo not in old.demos]
+        removed = [demo for demo in old.demos if demo not in new.demos]
+        if added:
+            lines.append(f"{name}: {len(added)} demos added")
+        if removed:
+            lines.append(f"{name}: {len(removed)} demos removed")
+    return tuple(lines)
+
+
+def with_spend(result: OptimizationResult, spend: Spend) -> OptimizationResult:
+    """``result`` with the ledger's figures in it."""
+    return replace(result, optimization_details=replace(result.optimization_details, spend=spend))

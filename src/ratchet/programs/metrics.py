@@ -1,0 +1,603 @@
+"""Metrics by name, and metrics of users: each gives a score and feedback in words, or fails by name."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import difflib
+import enum
+import inspect
+import json
+import math
+import re
+import string
+import threading
+import unicodedata
+from collections import Counter
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import dspy
+import numpy as np
+
+from ratchet.core.errors import BadMetric, BadRequest, RatchetError, UnknownName
+from ratchet.core.problem import Example, Fields, canonical
+from ratchet.programs.targets import load_attribute
+
+
+class MetricFailed(RatchetError):  # noqa: N818  # named like its siblings in core/errors.py
+    """The metric raised or gave no usable number."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MetricResult:
+    """What a metric says of one prediction; higher is better."""
+
+    score: float
+    feedback: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Metric:
+    """A metric that can be called as DSPy calls one.
+
+    Attributes:
+        name: As it was asked for.
+        fields: The label fields it compares; empty when that is the metric's own business.
+        function: ``(example, prediction, trace, pred_name, pred_trace)`` -> whatever a metric may return.
+        in_thread: Whether ``function`` may block (a user's code, an LM call), so that it must not run on an event loop.
+    """
+
+    name: str
+    fields: tuple[str, ...] = ()
+    function: Callable[..., Any]
+    in_thread: bool = False
+
+    def __call__(
+        self, example: Any, prediction: Any, trace: Any = None, pred_name: Any = None, pred_trace: Any = None
+    ) -> Any:
+        """What the function returns, untouched."""
+        return self.function(example, prediction, trace, pred_name, pred_trace)
+
+
+# --- scoring ----------------------------------------------------------------------------------------------------------
+
+
+def score(metric: Metric, example: Example, prediction: dspy.Prediction, *, trace: Any = None) -> MetricResult:
+    """The metric's score and feedback; waits for an async metric. On an event loop use ``ascore``.
+
+    Args:
+        trace: None while evaluating. By DSPy's custom a metric that gets a trace answers yes or no, for bootstrapping.
+    Raises:
+        MetricFailed: the metric raised, or returned something that is no finite number of 0 or more.
+    """
+    returned = _call(metric, example, prediction, trace)
+    if inspect.isawaitable(returned):
+        returned = _wait_for(_awaited(metric, returned))
+    return _result(metric, returned)
+
+
+async def ascore(metric: Metric, example: Example, prediction: dspy.Prediction, *, trace: Any = None) -> MetricResult:
+    """``score`` for an event loop: an async metric is awaited, one that may block runs in a thread."""
+    if metric.in_thread:
+        returned = await asyncio.to_thread(_call, metric, example, prediction, trace)
+    else:
+        returned = _call(metric, example, prediction, trace)
+    if inspect.isawaitable(returned):
+        returned = await _awaited(metric, returned)
+    return _result(metric, returned)
+
+
+def dspy_example(example: Example) -> dspy.Example:
+    """The example as DSPy and user metrics expect it."""
+    return dspy.Example(example.fields).with_inputs(*example.inputs)
+
+
+def dspy_prediction(fields: Fields) -> dspy.Prediction:
+    """Output fields as DSPy and user metrics expect them."""
+    return dspy.Prediction(dict(fields))
+
+
+def _call(metric: Metric, example: Example, prediction: dspy.Prediction, trace: Any) -> Any:
+    try:
+        return metric(dspy_example(example), prediction, trace)
+    except RatchetError:
+        raise
+    except Exception as error:  # the user's metric is foreign code
+        raise _failed(metric, error) from error
+
+
+async def _awaited(metric: Metric, returned: Any) -> Any:
+    try:
+        return await returned
+    except RatchetError:
+        raise
+    except Exception as error:  # the user's metric is foreign code
+        raise _failed(metric, error) from error
+
+
+def _failed(metric: Metric, error: Exception) -> MetricFailed:
+    return MetricFailed(f"metric {metric.name} raised {type(error).__name__}: {error}", metric=metric.name)
+
+
+def _wait_for(work: Coroutine[Any, Any, Any]) -> Any:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return asyncio.run(work)
+    # DSPy's own optimizers call metrics synchronously, also from under a running loop: that loop cannot be re-entered.
+    done: list[Any] = []
+
+    def run() -> None:
+        try:
+            done.append((asyncio.run(work), None))
+        except BaseException as error:  # handed to the caller's thread, unchanged
+            done.append((None, error))
+
+    thread = threading.Thread(target=contextvars.copy_context().run, args=(run,))
+    thread.start()
+    thread.join()
+    value, error = done[0]
+    if error is not None:
+        raise error
+    return value
+
+
+def _result(metric: Metric, returned: Any) -> MetricResult:
+    if isinstance(returned, MetricResult):
+        return returned
+    value: Any = returned
+    feedback: Any = None
+    if isinstance(returned, dspy.Prediction | Mapping):
+        fields = dict(returned.items())
+        if "score" not in fields:
+            raise MetricFailed(
+                f"metric {metric.name} returned {list(fields) or 'nothing'} without 'score'", metric=metric.name
+            )
+        value, feedback = fields["score"], fields.get("feedback")
+    elif isinstance(returned, tuple) and len(returned) == 2:
+        value, feedback = returned
+    if isinstance(value, np.generic):
+        value = value.item()
+    if not isinstance(value, bool | int | float):
+        raise MetricFailed(f"metric {metric.name} returned {value!r:.80}, which is no number", metric=metric.name)
+    if not math.isfinite(value) or value < 0:
+        raise MetricFailed(
+            f"metric {metric.name} returned {value}; a score is a number of 0 or more", metric=metric.name
+        )
+    return MetricResult(score=float(value), feedback="" if feedback is None else str(feedback))
+
+
+# --- by name ----------------------------------------------------------------------------------------------------------
+
+
+def resolve_metric(
+    name_or_path: str, *, labels: Sequence[str], outputs: Sequence[str] | None = None, judge_lm: Any = None
+) -> Metric:
+    """The metric that a user names.
+
+    Args:
+        name_or_path: ``name``, ``name:field``, ``name:field,other``, with options as in
+            ``numeric:total,tolerance=0.5`` or ``multi_label:tags,measure=jaccard``; ``llm_judge:rubric.md``;
+            ``file.py:function``; ``package.module:function``.
+        labels: Label fields of the data.
+        outputs: Output fields of the program. Without named fields those that are labels too are compared; None takes
+            all labels.
+        judge_lm: The LM that ``llm_judge`` asks.
+    Raises:
+        UnknownName: there is no such metric, field, module or function.
+        BadMetric: it cannot be called as a metric, or lacks what it needs.
+
+    >>> metric = resolve_metric("exact_match", labels=["answer"])
+    >>> example = Example(inputs={"question": "Capital of France?"}, labels={"answer": "Paris"})
+    >>> score(metric, example, dspy_prediction({"answer": "london"}))
+    MetricResult(score=0.0, feedback="expected 'Paris', got 'london'")
+    """
+    name, _, argument = name_or_path.partition(":")
+    if name == "llm_judge":
+        return _judge(name_or_path, argument, judge_lm)
+    if name in FIELD_METRICS:
+        return _field_metric(name_or_path, name, argument, labels, outputs)
+    if "." in name or "/" in name or (argument and not difflib.get_close_matches(name, METRICS, n=1)):
+        return _user_metric(name_or_path)
+    near = difflib.get_close_matches(name, METRICS, n=1)
+    raise UnknownName(
+        f"there is no metric {name!r}"
+        + (f"; did you mean {near[0]!r}?" if near else "")
+        + f" There are {', '.join(METRICS)}, and your own as file.py:function or package.module:function",
+        name=name,
+    )
+
+
+def _field_metric(text: str, name: str, argument: str, labels: Sequence[str], outputs: Sequence[str] | None) -> Metric:
+    compare, allowed = FIELD_METRICS[name]
+    parts = [part.strip() for part in argument.split(",") if part.strip()]
+    options = {key.strip(): value.strip() for key, _, value in (part.partition("=") for part in parts if "=" in part)}
+    named = tuple(dict.fromkeys(part for part in parts if "=" not in part))
+    for field in named:
+        if field not in labels:
+            raise UnknownName(f"metric {text}: the data has no label {field!r}; it has {_listed(labels)}", field=field)
+        if outputs is not None and field not in outputs:
+            raise UnknownName(
+                f"metric {text}: the program gives no {field!r}; it gives {_listed(outputs)}", field=field
+            )
+    fields = named or tuple(label for label in labels if outputs is None or label in outputs)
+    if not fields:
+        raise BadMetric(
+            f"metric {text}: no output of the program ({_listed(outputs or ())}) is a label in the data "
+            f"({_listed(labels)}); rename a column with --map OUTPUT=COLUMN",
+        )
+    chosen: dict[str, Any] = {}
+    for option, value in options.items():
+        if option not in allowed:
+            raise BadMetric(f"metric {text}: there is no option {option!r}; there are {_listed(tuple(allowed))}")
+        try:
+            chosen[option] = allowed[option](value)
+        except ValueError as error:
+            raise BadMetric(f"metric {text}: {option}={value} cannot be used: {error}") from error
+    return Metric(
+        name=text,
+        fields=fields,
+        function=partial(_over_fields, fields, partial(compare, **chosen), name == "exact_match"),
+    )
+
+
+def _user_metric(text: str) -> Metric:
+    module, _, attribute = text.rpartition(":")
+    if not module or not attribute:
+        raise UnknownName(f"metric {text!r} names no function; give file.py:function or package.module:function")
+    try:
+        function = load_attribute(module, attribute, what="metric")
+    except BadRequest as error:
+        raise BadMetric(str(error)) from error
+    return user_metric(function, name=text)
+
+
+def user_metric(function: Any, *, name: str | None = None) -> Metric:
+    """A user's own function as a metric.
+
+    Raises:
+        BadMetric: it cannot be called as a metric.
+    """
+    text = name or str(getattr(function, "__qualname__", type(function).__name__))
+    if isinstance(function, Metric):
+        return function
+    if inspect.isclass(function) or not callable(function):
+        raise BadMetric(f"metric {text} is {_a(function)}; it must be a function of (example, prediction, ...)")
+    is_async = inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(type(function).__call__)
+    return Metric(name=text, function=_takes_what_it_can(text, function), in_thread=not is_async)
+
+
+def _takes_what_it_can(text: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    """``function`` called with as many of DSPy's five arguments as it has parameters for."""
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError) as error:
+        raise BadMetric(f"metric {text} has no signature that can be read; wrap it in a function") from error
+    by_place = [each for each in parameters if each.kind in (each.POSITIONAL_ONLY, each.POSITIONAL_OR_KEYWORD)]
+    takes = 5 if any(each.kind is each.VAR_POSITIONAL for each in parameters) else min(5, len(by_place))
+    needed = [each.name for each in by_place[5:] if each.default is each.empty]
+    needed += [each.name for each in parameters if each.kind is each.KEYWORD_ONLY and each.default is each.empty]
+    if takes < 2 or needed:
+        why = f"nothing is given for {needed}" if needed else f"it takes {takes}"
+        raise BadMetric(
+            f"metric {text} must take (example, prediction), then optionally trace, pred_name and pred_trace; {why}"
+        )
+
+    def call(*arguments: Any) -> Any:
+        return function(*arguments[:takes])
+
+    return call
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names) or "none"
+
+
+def _a(value: object) -> str:
+    return f"the class {value.__name__}" if inspect.isclass(value) else f"a {type(value).__name__}"
+
+
+# --- comparing one field ----------------------------------------------------------------------------------------------
+
+
+Compare = Callable[[Any, Any], tuple[float, str]]
+"""Expected and given value -> score in [0, 1], and what is wrong in words ("" when nothing is)."""
+
+
+def _over_fields(
+    fields: Sequence[str], compare: Compare, all_or_nothing: bool, example: dspy.Example, prediction: Any, *_: Any
+) -> MetricResult:
+    scores, remarks = [], []
+    for field in fields:
+        if field not in example:
+            raise MetricFailed(f"this example has no label {field!r}", field=field)
+        if field not in prediction:
+            scores.append(0.0)
+            remarks.append(f"{field}: expected {_shown(plain(example[field]))}, got nothing")
+            continue
+        value, remark = compare(plain(example[field]), plain(prediction[field]))
+        scores.append(value)
+        if remark:
+            remarks.append(f"{field}: {remark}" if len(fields) > 1 else remark)
+    total = float(all(value == 1.0 for value in scores)) if all_or_nothing else sum(scores) / len(scores)
+    return MetricResult(score=min(1.0, total), feedback="; ".join(remarks) or "Correct.")
+
+
+def exact_match(expected: Any, got: Any) -> tuple[float, str]:
+    """1 when both are the same: texts up to case, spacing and end punctuation, other values by structure."""
+    return (1.0, "") if same(expected, got) else (0.0, _differs(expected, got))
+
+
+def f1(expected: Any, got: Any) -> tuple[float, str]:
+    """Harmonic mean of token precision and recall, as SQuAD computes it (case, punctuation and articles dropped)."""
+    want, have = _squad_tokens(_text(expected)), _squad_tokens(_text(got))
+    value = _f1(sum((Counter(want) & Counter(have)).values()), len(want), len(have))
+    return value, "" if value == 1.0 else _differs(expected, got)
+
+
+def numeric(expected: Any, got: Any, *, tolerance: float = 0.0) -> tuple[float, str]:
+    """1 when the last number in the answer is the expected one, give or take ``tolerance``."""
+    want, have = last_number(expected), last_number(got)
+    if want is None:
+        raise MetricFailed(f"the label {_shown(expected)} has no number in it")
+    if have is None:
+        return 0.0, f"expected the number {want:.15g}, but there is no number in {_shown(got)}"
+    if math.isclose(want, have, rel_tol=1e-9, abs_tol=tolerance):
+        return 1.0, ""
+    return 0.0, f"expected the number {want:.15g}, got {have:.15g}"
+
+
+def contains(expected: Any, got: Any) -> tuple[float, str]:
+    """1 when the answer contains the expected text; of a list of texts, the share it contains."""
+    wanted = [_normal(_text(each)) for each in (expected if isinstance(expected, list) else [expected])]
+    text = _normal(_text(got))
+    missing = [each for each in wanted if each not in text]
+    if not missing:
+        return 1.0, ""
+    return 1 - len(missing) / len(wanted), f"{_shown(got)} does not contain {', '.join(map(_shown, missing))}"
+
+
+def json_fields(expected: Any, got: Any) -> tuple[float, str]:
+    """Share of the values in a (nested) JSON value that are right; texts that hold JSON are read first."""
+    want, have = _from_json(expected), _from_json(got)
+    wrong: list[str] = []
+    value = _share(want, have, "", wrong)
+    return value, "; ".join(wrong)
+
+
+def multi_label(expected: Any, got: Any, *, measure: str = "f1") -> tuple[float, str]:
+    """F1 or Jaccard index of two sets, given as lists or as texts with commas."""
+    want, have = _label_set(expected), _label_set(got)
+    if want == have:
+        return 1.0, ""
+    both = len(want & have)
+    value = _f1(both, len(want), len(have)) if measure == "f1" else both / len(want | have)
+    remarks = [
+        f"{what} {', '.join(map(_shown, sorted(names)))}"
+        for what, names in (("missing", want - have), ("wrongly given", have - want))
+        if names
+    ]
+    return value, "; ".join(remarks)
+
+
+def _tolerance(value: str) -> float:
+    number = float(value)
+    if not math.isfinite(number) or number < 0:
+        raise ValueError("it must be 0 or more")
+    return number
+
+
+def _measure(value: str) -> str:
+    if value not in ("f1", "jaccard"):
+        raise ValueError("it must be f1 or jaccard")
+    return value
+
+
+FIELD_METRICS: Mapping[str, tuple[Callable[..., tuple[float, str]], Mapping[str, Callable[[str], Any]]]] = {
+    "exact_match": (exact_match, {}),
+    "f1": (f1, {}),
+    "numeric": (numeric, {"tolerance": _tolerance}),
+    "contains": (contains, {}),
+    "json_fields": (json_fields, {}),
+    "multi_label": (multi_label, {"measure": _measure}),
+}
+"""Name -> how one field is compared, and how its options are read. Several fields are averaged; of ``exact_match``
+all must be right."""
+
+METRICS: tuple[str, ...] = (*FIELD_METRICS, "llm_judge")
+"""Every metric that has a name."""
+
+
+def same(expected: Any, got: Any) -> bool:
+    """Whether two JSON values mean the same.
+
+    >>> same("Billing", " billing. "), same(3, "3.0"), same(["a", 1], ["A", 1.0]), same(True, 1)
+    (True, True, True, False)
+    """
+    if isinstance(expected, str) and isinstance(got, str):
+        return _normal(expected) == _normal(got)
+    if isinstance(expected, str) != isinstance(got, str):
+        text, other = (expected, got) if isinstance(expected, str) else (got, expected)
+        read = _read(text)
+        return _normal(text) == _normal(_text(other)) or (not isinstance(read, str) and same(read, other))
+    if isinstance(expected, Mapping) and isinstance(got, Mapping):
+        return expected.keys() == got.keys() and all(same(value, got[name]) for name, value in expected.items())
+    if isinstance(expected, list) and isinstance(got, list):
+        return len(expected) == len(got) and all(map(same, expected, got))
+    if isinstance(expected, bool) or isinstance(got, bool):
+        return expected is got
+    return bool(expected == got)
+
+
+def last_number(value: Any) -> float | None:
+    """The last number in a text: "so 1,200.50 $ in all." -> 1200.5; None when there is none.
+
+    >>> last_number("It grew by 12 to 1,234.5 %."), last_number("A-7"), last_number("none")
+    (1234.5, 7.0, None)
+    """
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return float(value)
+    found = _NUMBER.findall(_text(value).replace("\N{MINUS SIGN}", "-"))
+    if not found:
+        return None
+    sign, digits = found[-1]
+    return float(digits.replace(",", "")) * (-1 if sign == "-" else 1)
+
+
+# A minus is a sign only where no word or number ends before it: not in "A-48213" or "3-5". Currency may follow it.
+_NUMBER = re.compile(
+    r"(?:(?<![\w.)])([-+])\s?[$€£]?)?((?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?(?:[eE][-+]?\d{1,3}\b)?|(?<!\d)\.\d+)"
+)
+
+
+def plain(value: Any) -> Any:
+    """``value`` as JSON data."""
+    if isinstance(value, enum.Enum):
+        return plain(value.value)
+    if isinstance(value, np.generic):
+        return plain(value.item())
+    if hasattr(value, "model_dump"):
+        return plain(value.model_dump(mode="json"))
+    if isinstance(value, Mapping):
+        return {str(name): plain(part) for name, part in value.items()}
+    if isinstance(value, set | frozenset):
+        return sorted((plain(part) for part in value), key=canonical)
+    if isinstance(value, list | tuple):
+        return [plain(part) for part in value]
+    return value if value is None or isinstance(value, str | int | float | bool) else str(value)
+
+
+def _normal(text: str) -> str:
+    # Only punctuation that never changes a value is dropped at the ends: "-5", ".5", "C++" and "50%" keep theirs.
+    folded = " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+    bare = folded.lstrip("\"'`“”„‘’«»¿¡ ").rstrip(".,;:!?…\"'`“”‘’«» ")
+    return bare or folded
+
+
+def _squad_tokens(text: str) -> list[str]:
+    bare = "".join(letter for letter in text.casefold() if letter not in string.punctuation)
+    return re.sub(r"\b(a|an|the)\b", " ", bare).split()
+
+
+def _f1(both: int, wanted: int, given: int) -> float:
+    return 2 * both / (wanted + given) if wanted + given else 1.0
+
+
+def _text(value: Any) -> str:
+    if value is None:
+        return ""
+    return value if isinstance(value, str) else canonical(value)
+
+
+def _read(text: str) -> Any:
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return text
+    return text if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _from_json(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    # LMs like to fence their JSON.
+    read = _read(re.sub(r"^```\w*\s*|\s*```$", "", value.strip()))
+    return read if isinstance(read, dict | list) else value
+
+
+def _share(want: Any, have: Any, path: str, wrong: list[str]) -> float:
+    at = f"{path}: " if path else ""
+    if isinstance(want, dict) and want:
+        if not isinstance(have, dict):
+            wrong.append(at + _differs(want, have))
+            return 0.0
+        shares = []
+        for name, part in want.items():
+            here = f"{path}.{name}" if path else name
+            if name in have:
+                shares.append(_share(part, have[name], here, wrong))
+            else:
+                shares.append(0.0)
+                wrong.append(f"{here}: expected {_shown(part)}, got nothing")
+        return sum(shares) / len(shares)
+    if isinstance(want, list) and isinstance(have, list) and (want or have):
+        shares = [_share(a, b, f"{path}[{i}]", wrong) for i, (a, b) in enumerate(zip(want, have, strict=False))]
+        if len(want) != len(have):
+            wrong.append(f"{at}expected {len(want)} items, got {len(have)}")
+        return sum(shares) / max(len(want), len(have))
+    if same(want, have):
+        return 1.0
+    wrong.append(at + _differs(want, have))
+    return 0.0
+
+
+def _label_set(value: Any) -> set[str]:
+    value = _from_json(value)
+    if isinstance(value, str):
+        value = re.split(r"[,;|\n]", value)
+    elif value is None:
+        value = []
+    elif not isinstance(value, list):
+        value = [value]
+    return {name for each in value if (name := _normal(_text(each)))}
+
+
+def _differs(expected: Any, got: Any) -> str:
+    return f"expected {_shown(expected)}, got {_shown(got)}"
+
+
+def _shown(value: Any) -> str:
+    text = repr(value) if isinstance(value, str) else canonical(value)
+    return text if len(text) <= 300 else text[:297] + "..."
+
+
+# --- a judge ----------------------------------------------------------------------------------------------------------
+
+
+class Grade(dspy.Signature):  # type: ignore[misc]  # dspy is untyped
+    """Grade an answer by the rubric. First say what is right and wrong with it, then give the score."""
+
+    rubric: str = dspy.InputField()
+    task: str = dspy.InputField(desc="what was asked")
+    expected: str = dspy.InputField(desc="what is known of the right answer; may be empty")
+    answer: str = dspy.InputField(desc="the answer to grade")
+    feedback: str = dspy.OutputField(desc="what to do better, in one or two sentences")
+    score: float = dspy.OutputField(desc="from 0 (useless) to 1 (perfect)")
+
+
+def _judge(text: str, argument: str, judge_lm: Any) -> Metric:
+    if not argument:
+        raise BadMetric(
+            "llm_judge needs a rubric: a text file that says what a good answer is, as in llm_judge:rubric.md"
+        )
+    if judge_lm is None:
+        raise BadMetric(f"metric {text} needs a judge LM; none was given")
+    path = Path(argument).expanduser()
+    try:
+        rubric = path.read_text(encoding="utf-8-sig").strip()
+    except FileNotFoundError as error:
+        raise UnknownName(f"metric {text}: there is no file {path}", file=str(path)) from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadMetric(f"metric {text}: {path} cannot be read as text: {error}", file=str(path)) from error
+    if not rubric:
+        raise BadMetric(f"metric {text}: {path} is empty; write down what a good answer is", file=str(path))
+    grade = dspy.Predict(Grade)
+    grade.set_lm(judge_lm)
+
+    def judge(example: dspy.Example, prediction: dspy.Prediction, *_: Any) -> MetricResult:
+        verdict = grade(
+            rubric=rubric,
+            task=canonical(plain(dict(example.inputs().items()))),
+            expected=canonical(plain(dict(example.labels().items()))),
+            answer=canonical(plain(dict(prediction.items()))),
+        )
+        value = float(verdict.score)
+        if not 0.0 <= value <= 1.0:
+            raise MetricFailed(f"the judge gave {value}, which is not between 0 and 1", score=value)
+        return MetricResult(score=value, feedback=str(verdict.feedback))
+
+    return Metric(name=text, function=judge, in_thread=True)

@@ -1,0 +1,285 @@
+"""Every DSPy optimizer as it is, as one algorithm that owns its loop."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import threading
+from collections.abc import Callable, Sequence
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Any
+
+import dspy
+from dspy.utils.callback import BaseCallback
+
+from ratchet.core.errors import BudgetSpent, RatchetError
+from ratchet.core.problem import Candidate, Example, Problem, content_hash
+from ratchet.programs.dspy_program import DspyProgram, plain, state_of
+from ratchet.programs.gateway import Gateway, GatewayLM, Halt
+from ratchet.programs.metrics import MetricFailed, dspy_example, score
+
+_ran: ContextVar[Candidate | None] = ContextVar("ratchet_ran", default=None)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Compilation:
+    """All one DSPy optimizer is given.
+
+    Attributes:
+        problem: The problem; its budget is in program runs.
+        metric: In DSPy's signature, with feedback.
+        reflection: The LM that writes prompts.
+        seed: For the optimizers that take one.
+        threads: Concurrency.
+    """
+
+    problem: Problem
+    metric: Callable[..., Any]
+    task: dspy.LM
+    reflection: dspy.LM
+    seed: int
+    threads: int
+    student: dspy.Module
+    train: list[dspy.Example]
+    validation: list[dspy.Example]
+
+    @property
+    def runs(self) -> int:
+        """Program runs the search may use."""
+        return self.problem.budget.runs
+
+    def full_validations(self, *, most: int) -> int:
+        """How many candidates the budget can validate in full, at least 1 and at most ``most``."""
+        return max(1, min(most, self.runs // max(1, len(self.validation))))
+
+
+def _gepa(c: Compilation) -> dspy.Module:
+    optimizer = dspy.GEPA(
+        metric=c.metric,
+        max_metric_calls=max(c.runs, len(c.validation) + 2),
+        reflection_lm=c.reflection,
+        num_threads=c.threads,
+        seed=c.seed,
+        warn_on_score_mismatch=False,
+    )
+    return optimizer.compile(c.student, trainset=c.train, valset=c.validation)
+
+
+def _miprov2(c: Compilation) -> dspy.Module:
+    size = min(25, len(c.validation))
+    trials = max(2, (c.runs - len(c.validation)) // (size + len(c.validation) // 5 + 1))
+    optimizer = dspy.MIPROv2(
+        metric=c.metric,
+        prompt_model=c.reflection,
+        task_model=c.task,
+        auto=None,
+        num_candidates=max(2, min(6, trials // 2)),
+        num_threads=c.threads,
+        seed=c.seed or 9,
+        max_errors=len(c.validation) + len(c.train),
+    )
+    return optimizer.compile(
+        c.student,
+        trainset=c.train,
+        valset=c.validation,
+        num_trials=trials,
+        minibatch=size < len(c.validation),
+        minibatch_size=size,
+    )
+
+
+def _simba(c: Compilation) -> dspy.Module:
+    size = max(1, min(16, len(c.train)))
+    candidates = 4
+    optimizer = dspy.SIMBA(
+        metric=c.metric,
+        bsize=size,
+        num_candidates=candidates,
+        max_steps=max(1, c.runs // (2 * size * candidates)),
+        prompt_model=c.reflection,
+        num_threads=c.threads,
+    )
+    return optimizer.compile(c.student, trainset=c.train, seed=c.seed)
+
+
+def _copro(c: Compilation) -> dspy.Module:
+    breadth = 4
+    optimizer = dspy.COPRO(
+        prompt_model=c.reflection,
+        metric=c.metric,
+        breadth=breadth,
+        depth=max(1, min(3, c.full_validations(most=12) // breadth)),
+        init_temperature=1.0,
+    )
+    return optimizer.compile(
+        c.student,
+        trainset=c.validation,
+        eval_kwargs={"num_threads": c.threads, "display_progress": False, "display_table": 0},
+    )
+
+
+def _bootstrap_random_search(c: Compilation) -> dspy.Module:
+    optimizer = dspy.BootstrapFewShotWithRandomSearch(
+        metric=c.metric,
+        max_labeled_demos=8,
+        num_candidate_programs=c.full_validations(most=19) - 3 if c.full_validations(most=19) > 4 else 1,
+        num_threads=c.threads,
+        max_errors=len(c.validation) + len(c.train),
+    )
+    return optimizer.compile(c.student, trainset=c.train, valset=c.validation)
+
+
+def _labeled_few_shot(c: Compilation) -> dspy.Module:
+    return dspy.LabeledFewShot(k=8).compile(c.student, trainset=c.train)
+
+
+def _infer_rules(c: Compilation) -> dspy.Module:
+    optimizer = dspy.InferRules(
+        metric=c.metric,
+        num_candidates=c.full_validations(most=10),
+        num_rules=10,
+        num_threads=c.threads,
+        max_errors=len(c.validation) + len(c.train),
+    )
+    return optimizer.compile(c.student, trainset=c.train, valset=c.validation)
+
+
+TELEPROMPTERS: dict[str, Callable[[Compilation], dspy.Module]] = {
+    "dspy.gepa": _gepa,
+    "dspy.miprov2": _miprov2,
+    "dspy.simba": _simba,
+    "dspy.copro": _copro,
+    "dspy.bootstrap_random_search": _bootstrap_random_search,
+    "dspy.labeled_few_shot": _labeled_few_shot,
+    "dspy.infer_rules": _infer_rules,
+}
+
+
+@dataclass
+class Scoreboard:
+    """What an opaque optimizer was seen to measure: the scores of each candidate, by example.
+
+    Attributes:
+        on_candidate: Told of each candidate when it was seen on every validation example.
+    """
+
+    validation: frozenset[str]
+    on_candidate: Callable[[Candidate, float], None] = lambda candidate, mean: None
+    candidates: dict[str, Candidate] = field(default_factory=dict)
+    scores: dict[str, dict[str, float]] = field(default_factory=dict)
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def see(self, candidate: Candidate, example: Example, score: float) -> None:
+        """Note one score; the first of a pair counts."""
+        with self.lock:
+            self.candidates.setdefault(candidate.key, candidate)
+            row = self.scores.setdefault(candidate.key, {})
+            if example.key in row or example.key not in self.validation:
+                return
+            row[example.key] = score
+            done = len(row) == len(self.validation)
+        if done:
+            self.on_candidate(candidate, sum(row.values()) / len(row))
+
+    def best(self) -> list[Candidate]:
+        """Candidates seen on the whole validation split, best first."""
+        full = [key for key, row in self.scores.items() if len(row) == len(self.validation)]
+        return [self.candidates[key] for key in sorted(full, key=lambda key: -sum(self.scores[key].values()))]
+
+
+class _Watch(BaseCallback):  # type: ignore[misc]
+    """Notes which candidate runs in this context, so that the metric knows whom it scores."""
+
+    def __init__(self, student: dspy.Module) -> None:
+        self._kind = type(student)
+        self._names = [name for name, _ in student.named_predictors()]
+        self._outputs = [list(predictor.signature.output_fields) for predictor in student.predictors()]
+
+    def on_module_start(self, call_id: str, instance: Any, inputs: dict[str, Any]) -> None:
+        """A module starts; when it is a copy of the student, it is the one that is scored next."""
+        if type(instance) is not self._kind or [name for name, _ in instance.named_predictors()] != self._names:
+            return
+        if [list(predictor.signature.output_fields) for predictor in instance.predictors()] == self._outputs:
+            _ran.set(Candidate(predictors=state_of(instance), origin="seen in a DSPy optimizer"))
+
+
+def compile_with(
+    name: str,
+    program: DspyProgram,
+    problem: Problem,
+    gateway: Gateway,
+    *,
+    reflection: GatewayLM,
+    seed: int,
+    threads: int,
+    on_candidate: Callable[[Candidate, float], None],
+) -> Sequence[Candidate]:
+    """Run the DSPy optimizer ``name`` in this thread; its finalists, best first.
+
+    When this stage's budget ends first, the best candidates the optimizer had validated in full are given back.
+
+    Raises:
+        RatchetError: the gateway was halted, for whatever the optimizer made of it.
+        BrokenOptimizer: the optimizer itself raised.
+    """
+    examples = {content_hash(plain(each.fields)): each for each in (*problem.train, *problem.validation)}
+    board = Scoreboard(frozenset(each.key for each in problem.validation), on_candidate)
+
+    def metric(gold: Any, prediction: Any, trace: Any = None, pred_name: Any = None, pred_trace: Any = None) -> Any:
+        gateway.check()
+        example = examples.get(content_hash(plain(gold)))
+        if example is None or not isinstance(prediction, dspy.Prediction):
+            return dspy.Prediction(score=0.0, feedback="no prediction") if pred_name is not None else 0.0
+        try:
+            judged = score(program.metric, example, prediction, trace=trace)
+            value, feedback = judged.score, judged.feedback
+        except MetricFailed as error:
+            value, feedback = 0.0, str(error)
+        candidate = _ran.get()
+        if candidate is not None:
+            board.see(candidate, example, value)
+        if pred_name is not None:
+            return dspy.Prediction(score=value, feedback=feedback)
+        # While demos are bootstrapped DSPy takes the value for a yes or no.
+        return value >= problem.success_at if trace is not None else value
+
+    student = program.build(problem.seed).deepcopy()
+    compilation = Compilation(
+        problem=problem,
+        metric=metric,
+        task=program.lm,
+        reflection=reflection,
+        seed=seed,
+        threads=threads,
+        student=student,
+        train=[dspy_example(each) for each in problem.train],
+        validation=[dspy_example(each) for each in problem.validation],
+    )
+    winner: dspy.Module | None = None
+    try:
+        with (
+            contextlib.redirect_stdout(io.StringIO()),
+            program.settings(callbacks=[_Watch(student)], ratchet_reflection=reflection),
+        ):
+            winner = TELEPROMPTERS[name](compilation)
+    except Halt as halt:
+        gateway.check()
+        if not isinstance(halt.cause, BudgetSpent):
+            raise halt.cause from halt
+    except RatchetError:
+        raise
+    except Exception as error:  # DSPy's optimizer is foreign code
+        gateway.check()
+        if not gateway.exhausted:
+            raise BrokenOptimizer(f"{name} raised {type(error).__name__}: {error}") from error
+    gateway.check()
+    finalists = board.best()
+    if winner is not None:
+        made = Candidate(predictors=state_of(winner), parents=(problem.seed.key,), origin=name)
+        finalists = [made, *(each for each in finalists if each.key != made.key)]
+    origin = [
+        each if each.key == problem.seed.key else Candidate(predictors=each.predictors, parents=(problem.seed.key,), origin=name)
+        for each in finalists
+    ]
+    return origin or [problem.seed]

@@ -1,0 +1,42 @@
+"""The environment, read here and nowhere else."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class Settings(BaseSettings):
+    """What the environment says; each name carries the prefix ``RATCHET_``.
+
+    Attributes:
+        home: Where the database, the signing key and the runs are kept.
+        models: Where local models are kept.
+        database_url: A SQLAlchemy URL; by default a SQLite file in ``home``.
+        mlflow: Whether optimizations are tracked in MLflow.
+    """
+
+    model_config = SettingsConfigDict(env_prefix="RATCHET_")
+
+    home: Path = Path(".ratchet")
+    models: Path = Path.home() / ".cache" / "ratchet" / "models"
+    database_url: str | None = None
+    mlflow: bool = True
+
+    @property
+    def database(self) -> str:
+        """The URL of the database."""
+        return self.database_url or f"sqlite:///{self.home / 'ratchet.db'}"
+
+    @property
+    def mlflow_tracking_uri(self) -> str:
+        """Where MLflow writes: ``MLFLOW_TRACKING_URI``, else a SQLite file in ``home``."""
+        return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{self.home.resolve() / 'mlflow.db'}"
+
+
+def quiet_libraries() -> None:
+    """Keep DSPy and MLflow from calling home; a value that is already set stays."""
+    os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "true")
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")

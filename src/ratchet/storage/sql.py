@@ -1,0 +1,415 @@
+"""The archive in a SQL database, through SQLAlchemy; SQLite by default."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql, sqlite
+
+from ratchet.core.errors import StorageUnavailable, UnknownName
+from ratchet.core.evaluation import Evaluation, Failure, Step, Usage
+from ratchet.core.problem import Candidate, Example
+from ratchet.engine.archive import Event, Optimization
+from ratchet.programs.journal import Reply, Role, Sent
+
+metadata = sa.MetaData()
+
+optimizations = sa.Table(
+    "optimizations",
+    metadata,
+    sa.Column("id", sa.String(32), primary_key=True),
+    sa.Column("created_at", sa.String(32), nullable=False, index=True),
+    sa.Column("status", sa.String(32), nullable=False),
+    sa.Column("request", sa.Text, nullable=False),
+    sa.Column("result", sa.Text),
+    sa.Column("error", sa.Text, nullable=False, default=""),
+    sa.Column("seconds", sa.Float, nullable=False, default=0.0),
+)
+examples = sa.Table(
+    "examples",
+    metadata,
+    sa.Column("optimization_id", sa.String(32), primary_key=True),
+    sa.Column("split", sa.String(16), primary_key=True),
+    sa.Column("position", sa.Integer, primary_key=True),
+    sa.Column("inputs", sa.Text, nullable=False),
+    sa.Column("labels", sa.Text, nullable=False),
+)
+candidates = sa.Table(
+    "candidates",
+    metadata,
+    sa.Column("number", sa.Integer, primary_key=True, autoincrement=True),
+    sa.Column("optimization_id", sa.String(32), nullable=False),
+    sa.Column("key", sa.String(16), nullable=False),
+    sa.Column("state", sa.Text, nullable=False),
+    sa.Column("parents", sa.Text, nullable=False),
+    sa.Column("origin", sa.Text, nullable=False),
+    sa.Column("stage", sa.String(64), nullable=False),
+    sa.UniqueConstraint("optimization_id", "key"),
+)
+evaluations = sa.Table(
+    "evaluations",
+    metadata,
+    sa.Column("number", sa.Integer, primary_key=True, autoincrement=True),
+    sa.Column("optimization_id", sa.String(32), nullable=False),
+    sa.Column("candidate", sa.String(16), nullable=False),
+    sa.Column("example", sa.String(16), nullable=False),
+    sa.Column("repeat", sa.Integer, nullable=False),
+    sa.Column("stage", sa.String(64), nullable=False),
+    sa.Column("score", sa.Float),
+    sa.Column("failure_kind", sa.String(16)),
+    sa.Column("failure_message", sa.Text),
+    sa.Column("feedback", sa.Text, nullable=False),
+    sa.Column("prediction", sa.Text),
+    sa.Column("trace", sa.Text, nullable=False),
+    sa.Column("calls", sa.Integer, nullable=False),
+    sa.Column("prompt_tokens", sa.Integer, nullable=False),
+    sa.Column("completion_tokens", sa.Integer, nullable=False),
+    sa.Column("cost_usd", sa.Float),
+    sa.Column("latency_ms", sa.Float, nullable=False),
+    sa.Column("replies", sa.Text, nullable=False),
+    sa.UniqueConstraint("optimization_id", "candidate", "example", "repeat"),
+)
+replies = sa.Table(
+    "replies",
+    metadata,
+    sa.Column("optimization_id", sa.String(32), primary_key=True),
+    sa.Column("key", sa.String(16), primary_key=True),
+    sa.Column("role", sa.String(16), nullable=False),
+    sa.Column("stage", sa.String(64), nullable=False),
+    sa.Column("sends", sa.Integer, nullable=False),
+    sa.Column("usd_reserved", sa.Float, nullable=False),
+    sa.Column("response", sa.Text),
+    sa.Column("prompt_tokens", sa.Integer, nullable=False, default=0),
+    sa.Column("completion_tokens", sa.Integer, nullable=False, default=0),
+    sa.Column("cost_usd", sa.Float),
+    sa.Column("latency_ms", sa.Float, nullable=False, default=0.0),
+)
+events = sa.Table(
+    "events",
+    metadata,
+    sa.Column("number", sa.Integer, primary_key=True, autoincrement=True),
+    sa.Column("optimization_id", sa.String(32), nullable=False, index=True),
+    sa.Column("at", sa.String(32), nullable=False),
+    sa.Column("kind", sa.String(64), nullable=False),
+    sa.Column("payload", sa.Text, nullable=False),
+)
+
+
+def _text(value: object) -> str:
+    return json.dumps(value, ensure_ascii=False, default=str)
+
+
+class SqlArchive:
+    """All optimizations in one database.
+
+    Args:
+        url: A SQLAlchemy URL, such as ``sqlite:///ratchet.db``.
+
+    Raises:
+        StorageUnavailable: the database cannot be opened or refuses a write.
+    """
+
+    def __init__(self, url: str) -> None:
+        self._url = sa.make_url(url)
+        if self._url.get_backend_name() == "sqlite" and self._url.database not in (None, "", ":memory:"):
+            Path(str(self._url.database)).parent.mkdir(parents=True, exist_ok=True)
+        self._engine = sa.create_engine(self._url)
+        if self._url.get_backend_name() == "sqlite":
+            sa.event.listen(self._engine, "connect", _tune_sqlite)
+        with self._writing() as connection:
+            metadata.create_all(connection)
+
+    @contextmanager
+    def _writing(self) -> Iterator[sa.Connection]:
+        try:
+            with self._engine.begin() as connection:
+                yield connection
+        except (sa.exc.OperationalError, sa.exc.InterfaceError) as error:
+            raise StorageUnavailable(f"the database {self._url.render_as_string()} refused: {error.orig}") from error
+
+    def _insert_new(self, connection: sa.Connection, table: sa.Table, values: Mapping[str, Any]) -> None:
+        """Insert a row; one whose key is already there stays as it is."""
+        dialect = postgresql if self._engine.dialect.name == "postgresql" else sqlite
+        connection.execute(dialect.insert(table).values(**values).on_conflict_do_nothing())
+
+    def close(self) -> None:
+        """Give back the connections."""
+        self._engine.dispose()
+
+    def start(self, optimization: Optimization) -> SqlNotebook:
+        """Begin a new optimization."""
+        with self._writing() as connection:
+            connection.execute(
+                optimizations.insert().values(
+                    id=optimization.id,
+                    created_at=optimization.created_at.isoformat(),
+                    status=optimization.status,
+                    request=_text(dict(optimization.request)),
+                    error="",
+                    seconds=0.0,
+                )
+            )
+        return SqlNotebook(self, optimization.id)
+
+    def open(self, optimization_id: str) -> SqlNotebook:
+        """The notebook of one there is."""
+        return SqlNotebook(self, self.find(optimization_id).id)
+
+    def find(self, optimization_id: str) -> Optimization:
+        """One optimization; a unique beginning of its id will do."""
+        query = optimizations.select().where(optimizations.c.id.startswith(optimization_id, autoescape=True))
+        with self._writing() as connection:
+            rows = connection.execute(query.limit(2)).mappings().all()
+        if len(rows) != 1 or not optimization_id:
+            problem = "more than one optimization begins" if len(rows) > 1 else "there is no optimization"
+            raise UnknownName(f"{problem} with id {optimization_id!r}; `ratchet list` shows them")
+        return _optimization(rows[0])
+
+    def list(self, *, limit: int = 50) -> list[Optimization]:
+        """The newest first."""
+        query = optimizations.select().order_by(optimizations.c.created_at.desc()).limit(limit)
+        with self._writing() as connection:
+            return [_optimization(row) for row in connection.execute(query).mappings()]
+
+
+class SqlJournal:
+    """The replies of one optimization."""
+
+    def __init__(self, archive: SqlArchive, optimization_id: str) -> None:
+        self._archive = archive
+        self._id = optimization_id
+
+    def _this(self, key: str) -> sa.ColumnElement[bool]:
+        return sa.and_(replies.c.optimization_id == self._id, replies.c.key == key)
+
+    def find(self, key: str) -> Reply | None:
+        """The recorded reply, if there is one."""
+        with self._archive._writing() as connection:
+            row = connection.execute(replies.select().where(self._this(key))).mappings().first()
+        if row is None or row["response"] is None:
+            return None
+        return Reply(
+            key=key,
+            role=row["role"],
+            stage=row["stage"],
+            response=json.loads(row["response"]),
+            prompt_tokens=row["prompt_tokens"],
+            completion_tokens=row["completion_tokens"],
+            cost_usd=row["cost_usd"],
+            latency_ms=row["latency_ms"],
+        )
+
+    def reserve(self, key: str, *, role: Role, stage: str, usd: float) -> None:
+        """Note that a request is about to be sent; called again for each retry."""
+        with self._archive._writing() as connection:
+            again = replies.update().where(self._this(key)).values(
+                sends=replies.c.sends + 1, usd_reserved=replies.c.usd_reserved + usd
+            )
+            if connection.execute(again).rowcount == 0:
+                connection.execute(
+                    replies.insert().values(
+                        optimization_id=self._id, key=key, role=role, stage=stage, sends=1, usd_reserved=usd
+                    )
+                )
+
+    def record(self, reply: Reply) -> None:
+        """Keep a reply; its reservation is settled."""
+        values = asdict(reply)
+        values["response"] = _text(values["response"])
+        for name in ("key", "role", "stage"):
+            del values[name]
+        with self._archive._writing() as connection:
+            connection.execute(replies.update().where(self._this(reply.key)).values(**values))
+
+    def sent(self) -> Sent:
+        """Totals over everything noted so far."""
+        recorded = replies.c.response.is_not(None)
+        query = sa.select(
+            replies.c.stage,
+            sa.func.sum(replies.c.sends).label("calls"),
+            sa.func.sum(sa.case((recorded, 1), else_=0)).label("recorded"),
+            sa.func.sum(replies.c.prompt_tokens).label("prompt_tokens"),
+            sa.func.sum(replies.c.completion_tokens).label("completion_tokens"),
+            sa.func.sum(sa.func.coalesce(replies.c.cost_usd, 0.0)).label("usd"),
+            sa.func.sum(sa.case((recorded, 0.0), else_=replies.c.usd_reserved)).label("usd_lost"),
+            sa.func.sum(sa.case((sa.and_(recorded, replies.c.cost_usd.is_(None)), 1), else_=0)).label("unpriced"),
+        ).where(replies.c.optimization_id == self._id)
+        with self._archive._writing() as connection:
+            rows = connection.execute(query.group_by(replies.c.stage)).mappings().all()
+        totals = {
+            name: sum(row[name] for row in rows)
+            for name in ("calls", "recorded", "prompt_tokens", "completion_tokens", "usd", "usd_lost", "unpriced")
+        }
+        return Sent(**totals, by_stage={row["stage"]: row["calls"] for row in rows})
+
+
+class SqlNotebook:
+    """All that is kept of one optimization."""
+
+    def __init__(self, archive: SqlArchive, optimization_id: str) -> None:
+        self._archive = archive
+        self._id = optimization_id
+        self.journal = SqlJournal(archive, optimization_id)
+
+    def keep_examples(self, splits: Mapping[str, Sequence[Example]]) -> None:
+        """Keep the data as it was split; a second call changes nothing."""
+        with self._archive._writing() as connection:
+            for split, rows in splits.items():
+                for position, example in enumerate(rows):
+                    values = {
+                        "optimization_id": self._id,
+                        "split": split,
+                        "position": position,
+                        "inputs": _text(dict(example.inputs)),
+                        "labels": _text(dict(example.labels)),
+                    }
+                    self._archive._insert_new(connection, examples, values)
+
+    def examples(self) -> dict[str, tuple[Example, ...]]:
+        """The splits that were kept, in order."""
+        query = examples.select().where(examples.c.optimization_id == self._id).order_by(examples.c.position)
+        splits: dict[str, list[Example]] = {}
+        with self._archive._writing() as connection:
+            for row in connection.execute(query).mappings():
+                example = Example(inputs=json.loads(row["inputs"]), labels=json.loads(row["labels"]))
+                splits.setdefault(row["split"], []).append(example)
+        return {split: tuple(rows) for split, rows in splits.items()}
+
+    def keep_candidate(self, candidate: Candidate, *, stage: str) -> None:
+        """Keep a candidate the first time it is seen."""
+        values = {
+            "optimization_id": self._id,
+            "key": candidate.key,
+            "state": _text(candidate.state()),
+            "parents": _text(list(candidate.parents)),
+            "origin": candidate.origin,
+            "stage": stage,
+        }
+        with self._archive._writing() as connection:
+            self._archive._insert_new(connection, candidates, values)
+
+    def candidates(self) -> list[tuple[Candidate, str]]:
+        """Candidates and the stage that made them, in the order they were first seen."""
+        query = candidates.select().where(candidates.c.optimization_id == self._id).order_by(candidates.c.number)
+        with self._archive._writing() as connection:
+            return [
+                (
+                    Candidate.from_state(
+                        json.loads(row["state"]), parents=json.loads(row["parents"]), origin=row["origin"]
+                    ),
+                    row["stage"],
+                )
+                for row in connection.execute(query).mappings()
+            ]
+
+    def keep_evaluation(self, evaluation: Evaluation, *, stage: str) -> None:
+        """Keep an evaluation; one that is already there stays as it is."""
+        failure, usage = evaluation.failure, evaluation.usage
+        values = {
+            "optimization_id": self._id,
+            "candidate": evaluation.candidate,
+            "example": evaluation.example.key,
+            "repeat": evaluation.repeat,
+            "stage": stage,
+            "score": evaluation.score,
+            "failure_kind": failure and failure.kind,
+            "failure_message": failure and failure.message,
+            "feedback": evaluation.feedback,
+            "prediction": None if evaluation.prediction is None else _text(dict(evaluation.prediction)),
+            "trace": _text([asdict(step) for step in evaluation.trace]),
+            "replies": _text(list(evaluation.replies)),
+            **asdict(usage),
+        }
+        with self._archive._writing() as connection:
+            self._archive._insert_new(connection, evaluations, values)
+
+    def evaluations(self) -> Iterable[tuple[Evaluation, str]]:
+        """Evaluations and the stage that first asked for them, in the order they were kept."""
+        known = {example.key: example for split in self.examples().values() for example in split}
+        query = evaluations.select().where(evaluations.c.optimization_id == self._id).order_by(evaluations.c.number)
+        with self._archive._writing() as connection:
+            for row in connection.execute(query).mappings():
+                yield _evaluation(row, known[row["example"]]), row["stage"]
+
+    def note(self, event: Event) -> None:
+        """Append to the events."""
+        values = {
+            "optimization_id": self._id,
+            "at": datetime.now(UTC).isoformat(),
+            "kind": event.kind,
+            "payload": _text(dict(event.payload)),
+        }
+        with self._archive._writing() as connection:
+            connection.execute(events.insert().values(**values))
+
+    def events(self, *, after: int = 0) -> list[tuple[int, Event]]:
+        """Numbered events, from 1."""
+        query = events.select().where(events.c.optimization_id == self._id).order_by(events.c.number)
+        with self._archive._writing() as connection:
+            rows = connection.execute(query).mappings().all()
+        return [
+            (number, Event(kind=row["kind"], payload=json.loads(row["payload"])))
+            for number, row in enumerate(rows, start=1)
+            if number > after
+        ]
+
+    def add_seconds(self, seconds: float) -> None:
+        """Add wall time spent on it."""
+        self._update(seconds=optimizations.c.seconds + seconds)
+
+    def set_status(self, status: str, *, error: str = "", result: Mapping[str, Any] | None = None) -> None:
+        """Move it to another status."""
+        self._update(status=status, error=error, result=None if result is None else _text(dict(result)))
+
+    def _update(self, **values: Any) -> None:
+        with self._archive._writing() as connection:
+            connection.execute(optimizations.update().where(optimizations.c.id == self._id).values(**values))
+
+
+def _tune_sqlite(connection: Any, _record: object) -> None:
+    # WAL survives a killed process with NORMAL; FULL would only add an fsync per reply against power loss.
+    cursor = connection.cursor()
+    for pragma in ("journal_mode=WAL", "synchronous=NORMAL", "busy_timeout=30000"):
+        cursor.execute(f"PRAGMA {pragma}")
+    cursor.close()
+
+
+def _optimization(row: Mapping[str, Any]) -> Optimization:
+    return Optimization(
+        id=row["id"],
+        status=row["status"],
+        created_at=datetime.fromisoformat(row["created_at"]),
+        request=json.loads(row["request"]),
+        result=None if row["result"] is None else json.loads(row["result"]),
+        error=row["error"],
+        seconds=row["seconds"],
+    )
+
+
+def _evaluation(row: Mapping[str, Any], example: Example) -> Evaluation:
+    failure = Failure(kind=row["failure_kind"], message=row["failure_message"]) if row["failure_kind"] else None
+    return Evaluation(
+        candidate=row["candidate"],
+        example=example,
+        repeat=row["repeat"],
+        score=row["score"],
+        failure=failure,
+        feedback=row["feedback"],
+        prediction=None if row["prediction"] is None else json.loads(row["prediction"]),
+        trace=tuple(Step(**step) for step in json.loads(row["trace"])),
+        usage=Usage(
+            calls=row["calls"],
+            prompt_tokens=row["prompt_tokens"],
+            completion_tokens=row["completion_tokens"],
+            cost_usd=row["cost_usd"],
+            latency_ms=row["latency_ms"],
+        ),
+        replies=tuple(json.loads(row["replies"])),
+    )

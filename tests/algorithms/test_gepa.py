@@ -1,0 +1,347 @@
+"""GEPA finds what an example needs, stays inside its budget, and chooses its parents from the front."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ratchet.algorithms.gepa import LONGEST_INSTRUCTIONS, best_counts, gepa, merge_of, reflection_prompt
+from ratchet.core.algorithm import Algorithm, Evaluate, Generate, Reply, Request, Search, Steps, Together
+from ratchet.core.errors import BudgetSpent
+from ratchet.core.evaluation import Evaluation, Evaluations, Failure, Step
+from ratchet.core.pareto import dominates
+from ratchet.core.problem import Candidate, Example, FieldSpec, PredictorSpec, PredictorState, Problem
+from ratchet.testing import SyntheticProblem
+
+TWO = ("search", "answer")
+
+
+@dataclass
+class Watched:
+    """A search that writes down what it asks for, and whether it had to be stopped."""
+
+    search: Search
+    runs: int = 0
+    known: dict[str, Candidate] = field(default_factory=dict)
+    stopped: bool = False
+
+    def __call__(self, problem: Problem, *, rng: random.Random) -> Algorithm:
+        search = self.search(problem, rng=rng)
+        reply: Reply = None
+        thrown: BudgetSpent | None = None
+        while True:
+            try:
+                request = search.send(reply) if thrown is None else search.throw(thrown)
+            except StopIteration as end:
+                finalists: Sequence[Candidate] = end.value
+                return finalists
+            self.note(request)
+            thrown = None
+            try:
+                reply = yield request
+            except BudgetSpent as spent:
+                self.stopped, thrown = True, spent
+
+    def note(self, request: Request) -> None:
+        """Count the runs of ``request`` and remember its candidates."""
+        match request:
+            case Evaluate(candidate, examples, repeats):
+                self.runs += len(examples) * repeats
+                self.known.setdefault(candidate.key, candidate)
+            case Together(requests):
+                for each in requests:
+                    self.note(each)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_best_finalist_is_clearly_better_than_the_seed(seed: int) -> None:
+    synthetic = SyntheticProblem(seed=seed)
+    best = synthetic.solve(gepa, seed=seed)[0]
+    assert synthetic.quality(best) > synthetic.quality(synthetic.problem.seed) + 0.4
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_half_the_budget_is_enough_to_gain(seed: int) -> None:
+    synthetic = SyntheticProblem(seed=seed, runs=200, n_validation=40)
+    best = synthetic.solve(gepa, seed=seed)[0]
+    assert synthetic.quality(best) > synthetic.quality(synthetic.problem.seed) + 0.3
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_two_predictors_are_improved_in_turn(seed: int) -> None:
+    synthetic = SyntheticProblem(seed=seed, predictors=TWO, runs=600)
+    best = synthetic.solve(gepa, seed=seed)[0]
+    assert synthetic.quality(best) > synthetic.quality(synthetic.problem.seed) + 0.4
+    assert all(state.instructions != "Answer the question." for state in best.predictors.values())
+
+
+def test_candidates_that_changed_different_predictors_are_merged() -> None:
+    searches = [Watched(gepa) for _ in range(5)]
+    for seed, search in enumerate(searches):
+        SyntheticProblem(seed=seed, predictors=TWO, runs=600).solve(search, seed=seed)
+    merged = [each for search in searches for each in search.known.values() if each.origin == "gepa: merge"]
+    assert merged
+    assert all(len(each.parents) == 2 for each in merged)
+
+
+def test_nothing_is_merged_when_merging_is_off() -> None:
+    search = Watched(partial(gepa, merge=False))
+    SyntheticProblem(predictors=TWO, runs=600).solve(search)
+    assert all("merge" not in each.origin for each in search.known.values())
+
+
+@pytest.mark.parametrize("predictors", [("answer",), TWO])
+def test_the_same_seed_twice_gives_the_same_result(predictors: tuple[str, ...]) -> None:
+    first, second = SyntheticProblem(predictors=predictors), SyntheticProblem(predictors=predictors)
+    assert first.solve(gepa, seed=3) == second.solve(gepa, seed=3)
+    assert first.evaluated == second.evaluated
+
+
+@pytest.mark.parametrize("runs", [30, 35, 60, 100, 200, 333, 1000])
+@pytest.mark.parametrize("predictors", [("answer",), TWO])
+def test_no_more_runs_are_asked_for_than_the_budget_has(runs: int, predictors: tuple[str, ...]) -> None:
+    search = Watched(gepa)
+    SyntheticProblem(runs=runs, predictors=predictors, fails=0.1).solve(search)
+    assert search.runs <= runs
+    assert not search.stopped
+
+
+def test_a_budget_that_ends_early_gives_what_was_found_so_far() -> None:
+    synthetic = SyntheticProblem(runs=200)
+
+    def believing_in_more(problem: Problem, *, rng: random.Random) -> Algorithm:
+        return gepa(replace(problem, budget=replace(problem.budget, runs=1000)), rng=rng)
+
+    search = Watched(believing_in_more)
+    best = synthetic.solve(search)[0]
+    assert search.stopped
+    assert synthetic.quality(best) > synthetic.quality(synthetic.problem.seed)
+
+
+def test_a_budget_too_small_for_the_seed_gives_the_seed() -> None:
+    synthetic = SyntheticProblem(runs=5)
+    assert synthetic.solve(gepa) == [synthetic.problem.seed]
+
+
+def test_a_problem_without_hope_ends_with_the_seed() -> None:
+    synthetic = SyntheticProblem(hopeless=True)
+    assert synthetic.solve(gepa) == [synthetic.problem.seed]
+
+
+def test_a_problem_already_solved_asks_for_no_rewrite() -> None:
+    synthetic = SyntheticProblem(capacity=6)
+    solved = synthetic.problem.seed.with_instructions(
+        "answer", " ".join(f"skill-{n}" for n in range(6)), origin="by hand"
+    )
+
+    def from_there(problem: Problem, *, rng: random.Random) -> Algorithm:
+        return gepa(replace(problem, seed=solved), rng=rng)
+
+    assert synthetic.solve(from_there) == [solved]
+    assert synthetic.texts_used == 0
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_failed_runs_do_not_stop_the_search(seed: int) -> None:
+    synthetic = SyntheticProblem(seed=seed, fails=0.2)
+    best = synthetic.solve(gepa, seed=seed)[0]
+    assert synthetic.quality(best) > synthetic.quality(synthetic.problem.seed) + 0.2
+
+
+def test_every_parent_was_run_before_its_child() -> None:
+    search = Watched(gepa)
+    synthetic = SyntheticProblem(predictors=TWO, runs=600)
+    finalists = synthetic.solve(search)
+    order = list(search.known)
+    for child in search.known.values():
+        assert all(order.index(parent) < order.index(child.key) for parent in child.parents)
+    assert all(finalist.key in search.known for finalist in finalists)
+    assert [each.key for each in search.known.values() if not each.parents] == [synthetic.problem.seed.key]
+
+
+def test_at_most_three_finalists_come_back_best_first() -> None:
+    synthetic = SyntheticProblem(runs=1000, capacity=3)
+    finalists = synthetic.solve(gepa)
+    means = [
+        Evaluations(tuple(synthetic.run(each, example) for example in synthetic.problem.validation)).mean
+        for each in finalists
+    ]
+    assert 1 < len(finalists) <= 3
+    assert means == sorted(means, reverse=True)
+
+
+# One mutation, driven by hand.
+
+
+def one_at_a_time(synthetic: SyntheticProblem) -> tuple[Steps[Sequence[Candidate]], Generate]:
+    """A search with one proposal per round, as it asks for its first rewrite."""
+    search = gepa(synthetic.problem, rng=random.Random(0), minibatch=3, proposals=1)
+    first = next(search)
+    assert isinstance(first, Evaluate)
+    assert first.examples == synthetic.problem.validation
+    (before,) = requests_of(search.send(run(synthetic, first)))
+    assert isinstance(before, Evaluate)
+    assert len(before.examples) == 3
+    (reflection,) = requests_of(search.send([run(synthetic, before)]))
+    assert isinstance(reflection, Generate)
+    return search, reflection
+
+
+def requests_of(request: Request) -> tuple[Evaluate | Generate, ...]:
+    return request.requests if isinstance(request, Together) else (request,)
+
+
+def run(synthetic: SyntheticProblem, request: Evaluate) -> Evaluations:
+    return Evaluations(tuple(synthetic.run(request.candidate, example) for example in request.examples))
+
+
+def test_a_rewrite_that_wins_its_minibatch_is_run_on_validation() -> None:
+    synthetic = SyntheticProblem()
+    search, reflection = one_at_a_time(synthetic)
+    assert "feedback: answer needs skill-" in reflection.prompt
+    assert "Answer the question." in reflection.prompt
+    everything = " ".join(f"skill-{number}" for number in range(4))
+    (after,) = requests_of(search.send([(f"```\n{everything}\n```",)]))
+    assert isinstance(after, Evaluate)
+    assert after.candidate.predictors["answer"].instructions == everything
+    assert after.candidate.parents == (synthetic.problem.seed.key,)
+    (validation,) = requests_of(search.send([run(synthetic, after)]))
+    assert validation == Evaluate(after.candidate, synthetic.problem.validation)
+
+
+def test_a_rewrite_that_only_equals_its_parent_is_dropped() -> None:
+    synthetic = SyntheticProblem()
+    search, _ = one_at_a_time(synthetic)
+    (after,) = requests_of(search.send([("No skill at all.",)]))
+    assert isinstance(after, Evaluate)
+    (following,) = requests_of(search.send([run(synthetic, after)]))
+    assert isinstance(following, Evaluate)
+    assert following.candidate == synthetic.problem.seed
+    assert not set(following.examples) & set(synthetic.problem.validation)
+
+
+@pytest.mark.parametrize("useless", ["", "``` \n```", "Answer the question.", "x" * (LONGEST_INSTRUCTIONS + 1)])
+def test_a_useless_rewrite_is_asked_for_once_more_and_never_run(useless: str) -> None:
+    synthetic = SyntheticProblem()
+    search, reflection = one_at_a_time(synthetic)
+    assert requests_of(search.send([(useless,)])) == (reflection,)
+    (following,) = requests_of(search.send([(useless,)]))
+    assert isinstance(following, Evaluate)
+    assert following.candidate == synthetic.problem.seed
+
+
+def test_a_rewrite_that_quotes_an_example_gives_way_to_one_that_does_not() -> None:
+    seen = "what is the tallest mountain of all?"
+    example = Example(inputs={"question": seen}, labels={"answer": "Everest"})
+    others = tuple(Example(inputs={"question": seen}, labels={"answer": str(number)}) for number in range(5))
+    problem = replace(SyntheticProblem().problem, train=(example, *others))
+    search = gepa(problem, rng=random.Random(0), proposals=1)
+
+    def wrong(request: Request) -> Evaluations:
+        (each,) = requests_of(request)
+        assert isinstance(each, Evaluate)
+        return Evaluations(tuple(Evaluation(candidate="", example=case, score=0.0) for case in each.examples))
+
+    before = search.send(wrong(next(search)))
+    (reflection,) = requests_of(search.send([wrong(before)]))
+    assert requests_of(search.send([(f"Say Everest to: {seen}",)])) == (reflection,)
+    (after,) = requests_of(search.send([("Name the mountain.",)]))
+    assert isinstance(after, Evaluate)
+    assert after.candidate.predictors["answer"].instructions == "Name the mountain."
+
+
+# What the reflection LM reads.
+
+SPEC = PredictorSpec(
+    name="answer",
+    inputs=(FieldSpec(name="question", type="str"),),
+    outputs=(FieldSpec(name="kind", type="str", choices=("place", "person")),),
+)
+
+
+def prompt_for(row: Evaluation, *others: Evaluation) -> str:
+    problem = replace(SyntheticProblem().problem, predictors=(SPEC,))
+    return reflection_prompt(problem, problem.seed, "answer", Evaluations((row, *others)))
+
+
+def case(text: str = "Where?") -> Example:
+    return Example(inputs={"question": text}, labels={"kind": "place"})
+
+
+def test_the_prompt_names_the_allowed_choices() -> None:
+    assert "kind (one of: place, person)" in prompt_for(Evaluation(candidate="", example=case(), score=0.0))
+
+
+def test_the_prompt_shows_the_text_that_could_not_be_read_and_why() -> None:
+    unread = Step(predictor="answer", inputs={"question": "Where?"}, outputs={}, raw="It is a pl")
+    failure = Failure(kind="unparseable", message="no field kind")
+    prompt = prompt_for(Evaluation(candidate="", example=case(), failure=failure, trace=(unread,)))
+    assert "unreadable: It is a pl" in prompt
+    assert "failed (unparseable): no field kind" in prompt
+    assert "score: none" in prompt
+
+
+def test_the_prompt_shows_the_trace_of_the_predictor_alone() -> None:
+    mine = Step(predictor="answer", inputs={"question": "mine"}, outputs={"kind": "person"})
+    other = Step(predictor="search", inputs={"question": "theirs"}, outputs={"kind": "nothing"})
+    prompt = prompt_for(Evaluation(candidate="", example=case(), score=0.0, trace=(other, mine)))
+    assert "given question: mine" in prompt
+    assert "answered kind: person" in prompt
+    assert "theirs" not in prompt
+
+
+def test_the_prompt_gives_the_right_answer_when_the_metric_said_nothing() -> None:
+    assert "right answer kind: place" in prompt_for(Evaluation(candidate="", example=case(), score=0.0))
+    told = prompt_for(Evaluation(candidate="", example=case(), score=0.0, feedback="It is a place."))
+    assert "feedback: It is a place." in told
+    assert "right answer" not in told
+
+
+def test_the_prompt_stays_short_and_shows_the_worst_runs() -> None:
+    rows = [Evaluation(candidate="", example=case(f"{n} " + "long " * 1000), score=n / 10) for n in range(10)]
+    prompt = prompt_for(rows[9], *rows[:9])
+    assert len(prompt) < 4000
+    assert "score: 0.3" in prompt
+    assert "score: 0.4" not in prompt
+
+
+# Choosing parents, and merging them.
+
+
+@given(
+    st.integers(1, 6).flatmap(
+        lambda n: st.lists(st.lists(st.sampled_from([0.0, 0.5, 1.0]), min_size=n, max_size=n), min_size=1, max_size=8)
+    )
+)
+def test_parents_are_undominated_and_together_best_on_every_example(scores: list[list[float]]) -> None:
+    counts = best_counts(scores)
+    best = [max(column) for column in zip(*scores, strict=True)]
+    for index, count in counts.items():
+        assert count == sum(score == top for score, top in zip(scores[index], best, strict=True)) > 0
+        assert not any(dominates(scores[other], scores[index]) for other in counts)
+    assert [max(scores[index][column] for index in counts) for column in range(len(best))] == best
+
+
+@given(st.permutations([(1.0, 0.0, 0.0), (1.0, 1.0, 0.0), (0.0, 0.0, 1.0), (0.5, 0.5, 0.5)]))
+def test_the_order_of_candidates_does_not_matter(scores: list[tuple[float, ...]]) -> None:
+    counts = best_counts(scores)
+    assert {scores[index]: count for index, count in counts.items()} == {(1.0, 1.0, 0.0): 2, (0.0, 0.0, 1.0): 1}
+
+
+def test_a_merge_takes_each_predictor_from_the_side_that_changed_it_and_the_better_side_where_both_did() -> None:
+    def candidate(*texts: str) -> Candidate:
+        return Candidate(
+            predictors={f"p{n}": PredictorState(instructions=text) for n, text in enumerate(texts)}, origin="by hand"
+        )
+
+    ancestor, better, worse = candidate("a", "a", "a"), candidate("b", "a", "b"), candidate("a", "w", "w")
+    merged = merge_of(ancestor, better, worse)
+    assert merged == candidate("b", "w", "b")
+    assert merged is not None
+    assert merged.parents == (better.key, worse.key)

@@ -7,11 +7,11 @@ import importlib.metadata
 import threading
 import time
 import uuid
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import dspy
 from dspy.utils.exceptions import LMInvalidRequestError
@@ -33,6 +33,8 @@ from ratchet.programs.teleprompter import TELEPROMPTERS, compile_with
 from ratchet.settings import Settings, quiet_libraries
 from ratchet.storage.memory import MemoryNotebook
 from ratchet.storage.sql import SqlArchive
+
+T = TypeVar("T")
 
 AUTO = ("miprov2", "gepa")
 """What ``auto`` stands for until it can choose by what was measured."""
@@ -186,9 +188,7 @@ def _request(options: Options) -> OptimizationRequest:
 
 
 def _lm(name: str, options: Options, settings: Settings, **more: Any) -> NamedLM:
-    return resolve_lm(
-        name, models=settings.models, base=options.lm_base, timeout_seconds=options.lm_timeout, **more
-    )
+    return resolve_lm(name, models=settings.models, base=options.lm_base, timeout_seconds=options.lm_timeout, **more)
 
 
 def _task_lm(options: Options, given: Given, settings: Settings, module: dspy.Module) -> NamedLM | None:
@@ -253,9 +253,11 @@ class Run:
         options, constraints = prepared.options, prepared.request.constraints
         local = prepared.task is not None and prepared.task.local
         concurrency = min(2, options.concurrency) if local else options.concurrency
-        patience = {} if options.lm_timeout is None else {
-            "timeout_seconds": options.lm_timeout, "first_timeout_seconds": options.lm_timeout
-        }
+        patience = (
+            {}
+            if options.lm_timeout is None
+            else {"timeout_seconds": options.lm_timeout, "first_timeout_seconds": options.lm_timeout}
+        )
         self.gateway = Gateway(
             notebook.journal,
             Limits(
@@ -395,7 +397,7 @@ class Run:
         self.notebook.set_status("running")
         optimizer = Optimizer(self.job())
         try:
-            result = with_spend(_run_anywhere(optimizer.run()), self.spend())
+            result = with_spend(_run_anywhere(optimizer.run(), threads=4 * self._concurrency + 16), self.spend())
         except Cancelled:
             self._stop("cancelled", "")
             raise
@@ -414,17 +416,27 @@ class Run:
             return  # the database is what failed; the first error is the one to tell
 
 
-def _run_anywhere(work: Any) -> Any:
-    """Run a coroutine to its end, also where an event loop runs already (a notebook)."""
+def _run_anywhere(work: Coroutine[Any, Any, T], *, threads: int) -> T:
+    """Run a coroutine to its end, also where an event loop runs already (a notebook).
+
+    Args:
+        work: What to run.
+        threads: Threads for programs and metrics that block; enough for all that can wait for each other.
+    """
+
+    async def with_threads() -> T:
+        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(threads))
+        return await work
+
     try:
         asyncio.get_running_loop()
     except RuntimeError:
-        return asyncio.run(work)
-    outcome: list[Any] = []
+        return asyncio.run(with_threads())
+    outcome: list[T | BaseException] = []
 
     def run() -> None:
         try:
-            outcome.append(asyncio.run(work))
+            outcome.append(asyncio.run(with_threads()))
         except BaseException as error:  # handed over to the caller's thread
             outcome.append(error)
 

@@ -334,7 +334,7 @@ def _simulated(name: str, n: int) -> tuple[float, float, float]:
     held = claimed = apart = 0
     for run in range(RUNS):
         before, after = pairs(rng, n)
-        comparison = _compare(before, after, seed=run, draws=600)
+        comparison = _compare(before, after, seed=run, draws=399)
         low, high = comparison.interval
         held += low <= truth <= high
         claimed += comparison.p_value < 0.05 and low > 0
@@ -382,7 +382,7 @@ def test_the_interval_of_a_mean_holds_it_in_95_percent_of_draws(
     name: str, draw: Callable[[np.random.Generator, int], Array], truth: float, highest: float, n: int
 ) -> None:
     rng = np.random.default_rng(21)
-    intervals = [mean_interval(draw(rng, n).tolist(), seed=run, draws=600, highest=highest) for run in range(RUNS)]
+    intervals = [mean_interval(draw(rng, n).tolist(), seed=run, draws=399, highest=highest) for run in range(RUNS)]
     assert 0.93 <= np.mean([low <= truth <= high for low, high in intervals]) <= 0.985
 
 

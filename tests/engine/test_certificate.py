@@ -177,10 +177,12 @@ def test_times_are_signed_as_the_text_that_is_read_back() -> None:
     }
 
 
-@pytest.mark.parametrize("number", [float("nan"), float("inf")])
-def test_a_number_that_json_cannot_carry_is_not_signed(number: float) -> None:
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), "\ud800"])
+def test_what_json_cannot_carry_is_not_signed_and_does_not_hold(value: Any) -> None:
     with pytest.raises(BadData, match="cannot carry"):
-        sign({"effect": number}, KEY)
+        sign({"effect": value}, KEY)
+    with pytest.raises(CertificateInvalid):
+        check_signature({**sign({"effect": 0.041}, KEY), "payload": {"effect": value}})
 
 
 # The key

@@ -23,7 +23,7 @@ def canonical(value: object) -> str:
 
 def content_hash(value: object) -> str:
     """A short, stable name for a JSON value: 16 hex digits of its SHA-256."""
-    return hashlib.sha256(canonical(value).encode()).hexdigest()[:16]
+    return hashlib.sha256(canonical(value).encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

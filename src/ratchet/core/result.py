@@ -133,9 +133,7 @@ class OptimizationResult:
 
     def to_json(self) -> dict[str, Any]:
         """The result as JSON data; candidates as their states."""
-        data = {
-            name: getattr(self, name) for name in self.__dataclass_fields__ if name not in ("baseline", "winner")
-        }
+        data = {name: getattr(self, name) for name in self.__dataclass_fields__ if name not in ("baseline", "winner")}
         for name, value in data.items():
             if hasattr(value, "__dataclass_fields__"):
                 data[name] = asdict(value)
@@ -161,9 +159,7 @@ class OptimizationResult:
         for name in ("baseline", "winner"):
             if values[name] is not None:
                 part = values[name]
-                values[name] = Candidate.from_state(
-                    part["predictors"], parents=part["parents"], origin=part["origin"]
-                )
+                values[name] = Candidate.from_state(part["predictors"], parents=part["parents"], origin=part["origin"])
         details = dict(values["optimization_details"])
         details["spend"] = Spend(**details["spend"])
         details["lineage"] = tuple(

@@ -1,9 +1,9 @@
 """Writes ``support_mail.jsonl``: 300 customer messages with the order, product and queue a clerk would note.
 
 Every message comes from one seed, so the file can be written again and compared. The messages, shop and products are
-invented for this project. What makes the task a task: products are often named by a nickname and noted by their catalogue
-name, an order number may be missing or written without its letter, other numbers are in the way, and one message may
-touch on what another queue handles.
+invented for this project. What makes the task a task: a product may be called by a nickname but is noted by its catalogue
+name, an order number may be missing ("none") or lack its letter, other numbers are in the way, and a message may touch on
+what another queue handles.
 
     python -m ratchet.demo.make_support_mail
 """
@@ -19,21 +19,21 @@ SEED = 20
 PER_QUEUE = 60
 FILE = Path(__file__).with_name("support_mail.jsonl")
 
-PRODUCTS: Mapping[str, str] = {
-    "kettle": "water boiler",
-    "headphones": "headset",
-    "drone": "quadcopter",
-    "speaker": "boom box",
-    "lamp": "desk light",
-    "cooler": "ice box",
-    "tent": "camping tent",
-    "blender": "smoothie mixer",
-    "backpack": "rucksack",
-    "heater": "radiator",
-    "watch": "smartwatch",
-    "camera": "cam",
+PRODUCTS: Mapping[str, tuple[str, ...]] = {
+    "Nimbus Kettle": ("kettle", "Nimbus"),
+    "Sable Headphones": ("headphones", "Sable headset"),
+    "Falcon Drone": ("drone", "Falcon"),
+    "Pebble Speaker": ("speaker", "little Pebble"),
+    "Aurora Lamp": ("lamp", "Aurora light"),
+    "Tundra Cooler": ("cooler", "cool box"),
+    "Juniper Tent": ("tent", "Juniper"),
+    "Cobalt Blender": ("blender", "smoothie mixer"),
+    "Atlas Backpack": ("backpack", "rucksack"),
+    "Ember Heater": ("heater", "fan heater"),
+    "Quartz Watch": ("watch", "smartwatch"),
+    "Lynx Camera": ("camera", "Lynx cam"),
 }
-"""The name it is noted by -> what some customers call it."""
+"""Catalogue name -> what some customers call it."""
 
 PATTERNS: Mapping[str, tuple[str, ...]] = {
     "billing": (
@@ -202,20 +202,20 @@ def typo(sentence: str, rng: random.Random) -> str:
 def mail(queue: str, pattern: str, rng: random.Random) -> dict[str, str]:
     """One message and what is noted of it."""
     product = rng.choice(list(PRODUCTS))
-    called = product if rng.random() < 0.85 else PRODUCTS[product]
+    called = product if rng.random() < 0.9 else rng.choice(PRODUCTS[product])
     digits = f"{rng.randrange(10_000, 100_000)}"
-    order = f"A-{digits}" if rng.random() < 0.8 else "none"
-    written = digits if rng.random() < 0.06 else rng.choice((order, order, order, order.lower()))
+    order = f"A-{digits}" if rng.random() < 0.9 else "none"
+    written = rng.choices((order, order.lower(), digits), weights=(92, 5, 3))[0]
 
-    sentence = typo(pattern, rng) if rng.random() < 0.25 else pattern
+    sentence = typo(pattern, rng) if rng.random() < 0.12 else pattern
     parts = [sentence]
     if order != "none":
         parts.insert(rng.choice((0, 1, 1)), rng.choice(ORDERS))
-    if rng.random() < 0.45:
+    if rng.random() < 0.18:
         parts.insert(rng.randrange(len(parts) + 1), rng.choice(ASIDES))
-    if rng.random() < 0.5:
+    if rng.random() < 0.2:
         parts.insert(0, rng.choice(GREETINGS))
-    if len(parts) < 4 and rng.random() < 0.4:
+    if len(parts) < 4 and rng.random() < 0.2:
         parts.append(rng.choice(CLOSINGS))
     message = " ".join(parts).format(
         p=called,
@@ -228,7 +228,7 @@ def mail(queue: str, pattern: str, rng: random.Random) -> dict[str, str]:
         month=rng.choice(MONTHS),
         name=rng.choice(NAMES),
     )
-    if rng.random() < 0.12:
+    if rng.random() < 0.03:
         message = message.lower()
     return {"message": message, "order": order, "product": product, "queue": queue}
 

@@ -7,12 +7,12 @@ from typing import Literal
 import dspy
 
 
-class SortMail(dspy.Signature):
+class SortMail(dspy.Signature):  # type: ignore[misc]  # dspy is untyped
     """Read the customer's message and fill in the fields."""
 
     message: str = dspy.InputField()
-    order: str = dspy.OutputField(desc="order number, or none")
-    product: str = dspy.OutputField(desc="the product it is about")
+    order: str = dspy.OutputField()
+    product: str = dspy.OutputField()
     queue: Literal["billing", "delivery", "returns", "technical", "account"] = dspy.OutputField()
 
 

@@ -33,7 +33,7 @@ def sign(payload: Mapping[str, Any], key: Ed25519PrivateKey) -> dict[str, Any]:
         key: The private key.
 
     Raises:
-        BadData: the payload holds a number that JSON cannot carry (NaN, infinity).
+        BadData: the payload holds what a file of JSON cannot carry: NaN, infinity, half a surrogate pair.
 
     References:
         RFC 8032, "Edwards-Curve Digital Signature Algorithm (EdDSA)", section 5.1.6.
@@ -48,14 +48,14 @@ def sign(payload: Mapping[str, Any], key: Ed25519PrivateKey) -> dict[str, Any]:
     Traceback (most recent call last):
     ratchet.core.errors.CertificateInvalid: the signature does not fit payload and public key; one of them was changed
     """
-    text = canonical(payload)
     try:
-        plain = json.loads(text, parse_constant=_refuse)
+        plain = json.loads(canonical(payload), parse_constant=_refuse)
+        signature = key.sign(canonical(plain).encode())
     except ValueError as error:
         raise BadData(f"a certificate cannot carry {error}") from error
     return {
         "payload": plain,
-        "signature": base64.b64encode(key.sign(_signed(plain))).decode(),
+        "signature": base64.b64encode(signature).decode(),
         "public_key": base64.b64encode(key.public_key().public_bytes_raw()).decode(),
     }
 
@@ -79,7 +79,11 @@ def check_signature(certificate: Mapping[str, Any]) -> dict[str, Any]:
     payload: dict[str, Any] = certificate["payload"]
     signature, public_key = (_decoded(name, certificate[name]) for name in _LENGTHS)
     try:
-        Ed25519PublicKey.from_public_bytes(public_key).verify(signature, _signed(payload))
+        signed = canonical(payload).encode()
+    except (ValueError, RecursionError) as error:
+        raise CertificateInvalid(f"the payload is no JSON: {error}") from error
+    try:
+        Ed25519PublicKey.from_public_bytes(public_key).verify(signature, signed)
     except InvalidSignature:
         raise CertificateInvalid("the signature does not fit payload and public key; one of them was changed") from None
     return payload
@@ -137,13 +141,6 @@ def _place(path: Path, key: Ed25519PrivateKey) -> None:
         pass
     finally:
         Path(temporary).unlink()
-
-
-def _signed(payload: Mapping[str, Any]) -> bytes:
-    try:
-        return canonical(payload).encode()
-    except (ValueError, TypeError, RecursionError) as error:
-        raise CertificateInvalid(f"the payload is no JSON: {error}") from error
 
 
 def _decoded(name: str, text: str) -> bytes:

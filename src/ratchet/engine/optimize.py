@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
-from ratchet.core.algorithm import Search
+from ratchet.core.algorithm import Evaluate, Search
 from ratchet.core.errors import BadMetric, BudgetSpent, UserError
 from ratchet.core.evaluation import Evaluations
 from ratchet.core.problem import Budget, Candidate, Example, PredictorSpec, Problem
@@ -194,7 +194,9 @@ class Optimizer:
             return
         kinds = {failure.kind for failure in failures}
         if "metric" in kinds:
-            raise BadMetric(f"the metric gave no score on any validation example; the first time: {failures[0].message}")
+            raise BadMetric(
+                f"the metric gave no score on any validation example; the first time: {failures[0].message}"
+            )
         if kinds == {"raised"} or kinds == {"refused"}:
             raise UserError(f"the program failed on every validation example; the first time: {failures[0].message}")
 
@@ -222,57 +224,97 @@ class Optimizer:
         job = self.job
         assert self.plan is not None
         names = job.request.algorithms
-        repeated = math.ceil(PROBE * self.plan.calls_per_run) if self.preflight and self.preflight.noise is not None else 0
+        repeated = (
+            math.ceil(PROBE * self.plan.calls_per_run) if self.preflight and self.preflight.noise is not None else 0
+        )
         left = max(0, self.plan.search_calls - repeated)
         finalists: list[Candidate] = [job.seed]
         for number, name in enumerate(names):
+            start = self._best_of(finalists)
+            if self._perfect(start):
+                self.notes.append(f"{name} and what follows it was not run: nothing on validation is left to gain")
+                break
             allowance = left // (len(names) - number)
-            stage = f"search {number + 1}: {name}"
-            self._begin(stage, allowance=allowance)
-            start = self.best[0]
-            problem = Problem(
-                seed=start,
-                predictors=job.predictors,
-                train=job.train,
-                validation=self.validation,
-                # The seed's validation is paid for already, and algorithms count it.
-                budget=Budget(runs=int(allowance / self.plan.calls_per_run) + len(self.validation)),
-                description=job.description,
-                success_at=job.request.success_at,
-            )
-            found = await self._search_with(name, problem)
-            for candidate in found:
-                self.made_by.setdefault(candidate.key, name)
-                if await self._validated(candidate):
-                    finalists.append(candidate)
-            left -= allowance - max(0, job.ledger.left() or 0)
+            used = await self._search_with(name, f"search {number + 1}: {name}", start, allowance, finalists)
+            left -= used
         return finalists
 
-    async def _search_with(self, name: str, problem: Problem) -> Sequence[Candidate]:
-        """What ``name`` found; when the budget ended before it could say, the best that was seen."""
-        rng = random.Random(f"{self.job.request.seed}/{name}")
-        if name in self.job.algorithms.native:
-            found = await self.runner.drive(self.job.algorithms.native[name](problem, rng=rng))
+    def _best_of(self, finalists: Sequence[Candidate]) -> Candidate:
+        """The first of the finalists with the greatest validation mean."""
+        means = [self.runner.known(candidate, self.validation) for candidate in finalists]
+        return max(zip(finalists, means, strict=True), key=lambda pair: pair[1].mean if pair[1] else -math.inf)[0]
+
+    def _perfect(self, candidate: Candidate) -> bool:
+        known = self.runner.known(candidate, self.validation)
+        return (
+            known is not None
+            and self.preflight is not None
+            and self.preflight.headroom is not None
+            and (known.mean >= self.preflight.baseline + self.preflight.headroom)
+        )
+
+    async def _search_with(
+        self, name: str, stage: str, start: Candidate, allowance: int, finalists: list[Candidate]
+    ) -> int:
+        """Let ``name`` search from ``start`` and validate what it found; the calls it used."""
+        job, plan = self.job, self.plan
+        assert plan is not None
+        opaque = name in job.algorithms.opaque
+        # An optimizer that owns its loop does not know that its choice must still be validated.
+        reserve = min(allowance, math.ceil(len(self.validation) * plan.calls_per_run)) if opaque else 0
+        self._begin(stage, allowance=allowance - reserve)
+        problem = Problem(
+            seed=start,
+            predictors=job.predictors,
+            train=job.train,
+            validation=self.validation,
+            # The seed's validation is paid for already, and algorithms count it.
+            budget=Budget(runs=int((allowance - reserve) / plan.calls_per_run) + len(self.validation)),
+            description=job.description,
+            success_at=job.request.success_at,
+        )
+        rng = random.Random(f"{job.request.seed}/{name}")
+        if opaque:
+            found = await self._opaque(name, problem, rng)
         else:
-            compile_ = self.job.algorithms.opaque[name]
-            loop = asyncio.get_running_loop()
+            found = await self.runner.drive(job.algorithms.native[name](problem, rng=rng)) or []
+            if not found and (best := self.runner.best_known(self.validation)):
+                found = [best]
+        used = allowance - reserve - max(0, job.ledger.left() or 0)
+        if opaque:
+            self._begin(f"{stage}, validation", allowance=allowance - used)
+        for candidate in found:
+            self.made_by.setdefault(candidate.key, name)
+            if await self._validated(candidate, recorded=opaque):
+                finalists.append(candidate)
+        return allowance - max(0, job.ledger.left() or 0)
 
-            def on_candidate(candidate: Candidate, mean: float) -> None:
-                loop.call_soon_threadsafe(
-                    lambda: self._emit("best", candidate=candidate.key, mean=mean, n=len(problem.validation))
-                    if mean > self.best[1]
-                    else None
-                )
+    async def _opaque(self, name: str, problem: Problem, rng: random.Random) -> Sequence[Candidate]:
+        """What an optimizer that owns its loop found, in a thread of its own."""
+        loop = asyncio.get_running_loop()
 
-            found = list(
-                await asyncio.to_thread(compile_, problem, seed=rng.randrange(1, 2**31), on_candidate=on_candidate)
-            )
-        return found or [self.best[0]]
+        def tell(candidate: Candidate, mean: float) -> None:
+            if mean > self.best[1]:
+                self._emit("best", candidate=candidate.key, mean=mean, n=len(problem.validation))
 
-    async def _validated(self, candidate: Candidate) -> bool:
-        """Evaluate ``candidate`` on the whole validation split, if this stage still can."""
+        return await asyncio.to_thread(
+            self.job.algorithms.opaque[name],
+            problem,
+            seed=rng.randrange(1, 2**31),
+            on_candidate=lambda candidate, mean: loop.call_soon_threadsafe(tell, candidate, mean) and None,
+        )
+
+    async def _validated(self, candidate: Candidate, *, recorded: bool) -> bool:
+        """Evaluate ``candidate`` on the whole validation split, if this stage still can.
+
+        Args:
+            recorded: Whether the replies it needs may be in the journal already, so that only trying tells its cost.
+        """
         try:
-            await self.runner.evaluate(candidate, self.validation)
+            if recorded:
+                await self.runner.evaluate(candidate, self.validation)
+            else:
+                await self.runner.answer(Evaluate(candidate, self.validation))
         except BudgetSpent:
             self.notes.append(f"candidate {candidate.key} was left out: no budget to validate it in full")
             return False
@@ -331,7 +373,9 @@ class Optimizer:
         proven = comparison.p_value < 0.05 and comparison.interval[0] > 0
         enough = change is None or change / 100 >= threshold
         low, high = comparison.interval
-        figures = f"{comparison.effect:+.3f} [{low:+.3f}, {high:+.3f}], p = {comparison.p_value:.4f}, n = {comparison.n}"
+        figures = (
+            f"{comparison.effect:+.3f} [{low:+.3f}, {high:+.3f}], p = {comparison.p_value:.4f}, n = {comparison.n}"
+        )
         if proven and enough:
             status, reason = "improved", f"proven gain on the sealed test: {figures}"
         elif proven:

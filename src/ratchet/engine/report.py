@@ -596,8 +596,8 @@ def _pairs(pairs: Sequence[PairedExample]) -> str:
     plot = _svg(720, 212, drawn, label="Score of each test example before and after, worst change first")
     return (
         f'<p class="counts">{counts}</p>\n<div class="strip">{strip}</div>\n{plot}\n<p><small>{len(pairs)} test '
-        "examples, ordered from the largest loss to the largest gain. Hollow: baseline; filled: optimized. A failed run "
-        "counts 0.</small></p>"
+        "examples, ordered from the largest loss to the largest gain. Hollow: baseline; filled: optimized. A failed "
+        "run counts 0.</small></p>"
     )
 
 

@@ -77,6 +77,15 @@ class Runner:
         rows = [self._rows.get((candidate.key, example.key, 0)) for example in examples]
         return Evaluations(tuple(row[0] for row in rows if row)) if rows and all(rows) else None
 
+    def best_known(self, examples: Sequence[Example]) -> Candidate | None:
+        """The candidate with the greatest mean among those with stored rows on all of ``examples``."""
+        means = {
+            candidate.key: (known.mean, candidate)
+            for candidate, _ in self._notebook.candidates()
+            if (known := self.known(candidate, examples))
+        }
+        return max(means.values(), key=lambda pair: (pair[0], pair[1].key))[1] if means else None
+
     async def evaluate(self, candidate: Candidate, examples: Sequence[Example], *, repeats: int = 1) -> Evaluations:
         """Evaluations of ``candidate``; rows there are already are not run again.
 
@@ -110,7 +119,9 @@ class Runner:
                 self._ledger.recall(row.replies)
             return row
         if key not in self._under_way:
-            self._under_way[key] = asyncio.ensure_future(self._fresh(candidate, example, repeat))
+            task = self._under_way[key] = asyncio.ensure_future(self._fresh(candidate, example, repeat))
+            # Whoever asked may be gone when it ends; its outcome is looked at all the same.
+            task.add_done_callback(lambda done: done.cancelled() or done.exception())
         return await asyncio.shield(self._under_way[key])
 
     async def _fresh(self, candidate: Candidate, example: Example, repeat: int) -> Evaluation:

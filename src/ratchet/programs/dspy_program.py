@@ -43,7 +43,9 @@ def state_of(module: dspy.Module) -> dict[str, PredictorState]:
     return {
         name: PredictorState(
             instructions=predictor.signature.instructions,
-            demos=tuple(plain(dict(demo.items() if isinstance(demo, dspy.Example) else demo)) for demo in predictor.demos),
+            demos=tuple(
+                plain(dict(demo.items() if isinstance(demo, dspy.Example) else demo)) for demo in predictor.demos
+            ),
         )
         for name, predictor in module.named_predictors()
     }
@@ -140,9 +142,8 @@ class DspyProgram:
 
     def settings(self, **more: Any) -> Any:
         """The DSPy context every run happens in."""
-        return dspy.context(
-            lm=self.lm, adapter=self.adapter, disable_history=True, warn_on_type_mismatch=False, callbacks=[], **more
-        )
+        quiet = {"disable_history": True, "warn_on_type_mismatch": False, "callbacks": []}
+        return dspy.context(lm=self.lm, adapter=self.adapter, **{**quiet, **more})
 
     def build(self, candidate: Candidate) -> dspy.Module:
         """The program with ``candidate`` as its state."""
@@ -215,7 +216,9 @@ class DspyProgram:
         signature = getattr(error, "signature", None)
         failed = [name for name, predictor in predictors if predictor.signature is signature]
         ran = {step.predictor for step in done}
-        name = next((name for name in failed or [each.name for each in self.specs] if name not in ran), self.specs[0].name)
+        name = next(
+            (name for name in failed or [each.name for each in self.specs] if name not in ran), self.specs[0].name
+        )
         spec = next(spec for spec in self.specs if spec.name == name)
         inputs = {field.name: example.inputs[field.name] for field in spec.inputs if field.name in example.inputs}
         raw = getattr(error, "lm_response", None) or (receipt.texts[-1] if receipt.texts else "")

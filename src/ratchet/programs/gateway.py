@@ -315,7 +315,9 @@ class Gateway:
             self._usd += usd
         self._note(lambda: self._journal.reserve(key, role=line.role, stage=self._stage, usd=usd))
 
-    def _settle(self, line: Line, key: str, request: Request, response: Response, cost: float | None, ms: float) -> Reply:
+    def _settle(
+        self, line: Line, key: str, request: Request, response: Response, cost: float | None, ms: float
+    ) -> Reply:
         reply = Reply(
             key=key,
             role=line.role,

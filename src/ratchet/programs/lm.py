@@ -143,7 +143,11 @@ def _local(name: str, models: Path, options: dict[str, Any]) -> NamedLM:
     if not path.is_file():
         raise UnknownName(f"the model file {path} is not there; give local:/path/to/model.gguf")
     lm = dspy.LM(
-        f"openai/{path.stem}", api_base=f"{_serve(path.resolve())}/v1", api_key="none", cache=False, num_retries=0,
+        f"openai/{path.stem}",
+        api_base=f"{_serve(path.resolve())}/v1",
+        api_key="none",
+        cache=False,
+        num_retries=0,
         **{"temperature": 0.0, "max_tokens": 512, **options},
     )
     return NamedLM(lm=lm, name=name, local=True, identity=_identity(path.resolve()))

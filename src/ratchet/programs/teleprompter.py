@@ -13,7 +13,7 @@ from typing import Any
 import dspy
 from dspy.utils.callback import BaseCallback
 
-from ratchet.core.errors import BudgetSpent, RatchetError
+from ratchet.core.errors import BrokenOptimizer, BudgetSpent, RatchetError
 from ratchet.core.problem import Candidate, Example, Problem, content_hash
 from ratchet.programs.dspy_program import DspyProgram, plain, state_of
 from ratchet.programs.gateway import Gateway, GatewayLM, Halt
@@ -62,6 +62,7 @@ def _gepa(c: Compilation) -> dspy.Module:
         num_threads=c.threads,
         seed=c.seed,
         warn_on_score_mismatch=False,
+        gepa_kwargs={"display_progress_bar": False},
     )
     return optimizer.compile(c.student, trainset=c.train, valset=c.validation)
 
@@ -90,17 +91,20 @@ def _miprov2(c: Compilation) -> dspy.Module:
 
 
 def _simba(c: Compilation) -> dspy.Module:
-    size = max(1, min(16, len(c.train)))
-    candidates = 4
+    size = max(1, min(12, len(c.train)))
+    candidates = 3
+    # SIMBA ends with an evaluation of its best programs on all of its training set.
+    train = c.train[: max(size, min(len(c.train), c.runs // (3 * (candidates + 1))))]
     optimizer = dspy.SIMBA(
         metric=c.metric,
         bsize=size,
         num_candidates=candidates,
-        max_steps=max(1, c.runs // (2 * size * candidates)),
+        max_steps=max(1, (c.runs - (candidates + 1) * len(train)) // (2 * size * candidates)),
+        max_demos=4,
         prompt_model=c.reflection,
         num_threads=c.threads,
     )
-    return optimizer.compile(c.student, trainset=c.train, seed=c.seed)
+    return optimizer.compile(c.student, trainset=train, seed=c.seed)
 
 
 def _copro(c: Compilation) -> dspy.Module:
@@ -156,12 +160,18 @@ TELEPROMPTERS: dict[str, Callable[[Compilation], dspy.Module]] = {
 }
 
 
+FINALISTS = 4
+SEEN_ENOUGH = 8
+"""Examples a candidate must have been seen on, to be put forward without a full validation."""
+
+
 @dataclass
 class Scoreboard:
     """What an opaque optimizer was seen to measure: the scores of each candidate, by example.
 
     Attributes:
-        on_candidate: Told of each candidate when it was seen on every validation example.
+        validation: Keys of the validation examples.
+        on_candidate: Told of each candidate, with its mean, when it was seen on every validation example.
     """
 
     validation: frozenset[str]
@@ -175,17 +185,29 @@ class Scoreboard:
         with self.lock:
             self.candidates.setdefault(candidate.key, candidate)
             row = self.scores.setdefault(candidate.key, {})
-            if example.key in row or example.key not in self.validation:
+            if example.key in row:
                 return
             row[example.key] = score
-            done = len(row) == len(self.validation)
+            done = example.key in self.validation and self.validation <= row.keys()
         if done:
-            self.on_candidate(candidate, sum(row.values()) / len(row))
+            self.on_candidate(candidate, self._validated_mean(candidate.key))
 
-    def best(self) -> list[Candidate]:
+    def _validated_mean(self, key: str) -> float:
+        return sum(self.scores[key][example] for example in self.validation) / len(self.validation)
+
+    def validated(self) -> list[Candidate]:
         """Candidates seen on the whole validation split, best first."""
-        full = [key for key, row in self.scores.items() if len(row) == len(self.validation)]
-        return [self.candidates[key] for key in sorted(full, key=lambda key: -sum(self.scores[key].values()))]
+        full = [key for key, row in self.scores.items() if self.validation <= row.keys()]
+        return [self.candidates[key] for key in sorted(full, key=lambda key: (-self._validated_mean(key), key))]
+
+    def promising(self) -> list[Candidate]:
+        """Candidates seen on part of the examples, best mean first, each mean drawn towards the mean of all."""
+        part = {key: row for key, row in self.scores.items() if len(row) >= SEEN_ENOUGH}
+        if not part:
+            return []
+        middle = sum(sum(row.values()) for row in part.values()) / sum(len(row) for row in part.values())
+        shrunk = {key: (sum(row.values()) + 5 * middle) / (len(row) + 5) for key, row in part.items()}
+        return [self.candidates[key] for key in sorted(part, key=lambda key: (-shrunk[key], key))]
 
 
 class _Watch(BaseCallback):  # type: ignore[misc]
@@ -215,9 +237,9 @@ def compile_with(
     threads: int,
     on_candidate: Callable[[Candidate, float], None],
 ) -> Sequence[Candidate]:
-    """Run the DSPy optimizer ``name`` in this thread; its finalists, best first.
+    """Run the DSPy optimizer ``name`` in this thread; its finalists, best first, without the seed.
 
-    When this stage's budget ends first, the best candidates the optimizer had validated in full are given back.
+    When this stage's budget ends first, the best candidates the optimizer had seen are given back.
 
     Raises:
         RatchetError: the gateway was halted, for whatever the optimizer made of it.
@@ -260,7 +282,7 @@ def compile_with(
     try:
         with (
             contextlib.redirect_stdout(io.StringIO()),
-            program.settings(callbacks=[_Watch(student)], ratchet_reflection=reflection),
+            program.settings(callbacks=[_Watch(student)]),
         ):
             winner = TELEPROMPTERS[name](compilation)
     except Halt as halt:
@@ -274,12 +296,13 @@ def compile_with(
         if not gateway.exhausted:
             raise BrokenOptimizer(f"{name} raised {type(error).__name__}: {error}") from error
     gateway.check()
-    finalists = board.best()
-    if winner is not None:
-        made = Candidate(predictors=state_of(winner), parents=(problem.seed.key,), origin=name)
-        finalists = [made, *(each for each in finalists if each.key != made.key)]
-    origin = [
-        each if each.key == problem.seed.key else Candidate(predictors=each.predictors, parents=(problem.seed.key,), origin=name)
-        for each in finalists
+    # The optimizer's own choice stands first; when the budget ended before it could choose, what it saw decides.
+    found = [Candidate(predictors=state_of(winner))] if winner is not None else []
+    found += board.validated()
+    if winner is None:
+        found += board.promising()
+    unique = {each.key: each for each in found if each.key != problem.seed.key}
+    return [
+        Candidate(predictors=each.predictors, parents=(problem.seed.key,), origin=name)
+        for each in list(unique.values())[:FINALISTS]
     ]
-    return origin or [problem.seed]

@@ -209,8 +209,10 @@ class SqlJournal:
     def reserve(self, key: str, *, role: Role, stage: str, usd: float) -> None:
         """Note that a request is about to be sent; called again for each retry."""
         with self._archive._writing() as connection:
-            again = replies.update().where(self._this(key)).values(
-                sends=replies.c.sends + 1, usd_reserved=replies.c.usd_reserved + usd
+            again = (
+                replies.update()
+                .where(self._this(key))
+                .values(sends=replies.c.sends + 1, usd_reserved=replies.c.usd_reserved + usd)
             )
             if connection.execute(again).rowcount == 0:
                 connection.execute(

@@ -27,6 +27,7 @@ from ratchet.programs import targets
 from ratchet.programs.datasets import Splits, assemble, dataset_hash, read_rows, to_examples
 from ratchet.programs.dspy_program import DspyProgram, input_names, output_names, state_of
 from ratchet.programs.gateway import Gateway, GatewayLM, Halt, Limits, Line, Price
+from ratchet.programs.journal import Role
 from ratchet.programs.lm import NamedLM, resolve_lm
 from ratchet.programs.metrics import resolve_metric, user_metric
 from ratchet.programs.teleprompter import TELEPROMPTERS, compile_with
@@ -268,6 +269,11 @@ class Run:
                 **patience,
             ),
         )
+        named_lms: tuple[tuple[Role, NamedLM | None], ...] = (
+            ("task", prepared.task),
+            ("reflection", prepared.reflection),
+            ("judge", prepared.judge),
+        )
         self._lines = {
             role: Line(
                 named.lm,
@@ -276,7 +282,7 @@ class Run:
                 supports_schema=named.supports_schema,
                 alive=named.local,
             )
-            for role, named in (("task", prepared.task), ("reflection", prepared.reflection), ("judge", prepared.judge))
+            for role, named in named_lms
             if named is not None
         }
         self._price_needed()
@@ -337,6 +343,8 @@ class Run:
         def search(
             problem: Problem, *, seed: int, on_candidate: Callable[[Candidate, float], None]
         ) -> Sequence[Candidate]:
+            if self.reflection is None:
+                raise BadRequest(f"{name} needs a reflection LM; give --reflection-lm")
             return compile_with(
                 name,
                 self.program,

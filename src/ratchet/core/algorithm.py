@@ -95,8 +95,8 @@ def together(requests: Sequence[Evaluate | Generate]) -> Steps[list[Any]]:
 def in_parallel(parts: Sequence[Steps[T]]) -> Steps[list[T]]:
     """Run several parts of an algorithm side by side and give back their results, in order.
 
-    Each turn gathers what every unfinished part asks for into one ``Together``. An exception thrown into the search ends
-    all parts.
+    Each turn gathers what every unfinished part asks for into one ``Together``. An exception thrown into the search
+    ends all parts.
     """
     results: dict[int, T] = {}
     replies: dict[int, Any] = dict.fromkeys(range(len(parts)))

@@ -112,7 +112,7 @@ class OptimizationResult:
         comparison: Quality on the sealed test, chosen minus baseline, paired.
         cost_comparison: Dollars per run, the same way; None when a price is not known.
         latency_comparison: Milliseconds per run, the same way.
-        improvement_percentage: Relative change of ``quality_score``; None when it was not measured or the baseline is 0.
+        improvement_percentage: Relative change of ``quality_score``; None when not measured or the baseline is 0.
         statistical_significance: The p-value of ``comparison``.
         reason: The verdict in a sentence.
     """

@@ -44,7 +44,9 @@ class Event:
 class Notebook(Protocol):
     """All that is kept of one optimization. Each method is durable when it returns."""
 
-    journal: Journal
+    @property
+    def journal(self) -> Journal:
+        """Requests and replies."""
 
     def keep_examples(self, splits: Mapping[str, Sequence[Example]]) -> None:
         """Keep the data as it was split; a second call changes nothing."""

@@ -194,9 +194,7 @@ class Optimizer:
             return
         kinds = {failure.kind for failure in failures}
         if "metric" in kinds:
-            raise BadMetric(
-                f"the metric gave no score on any validation example; the first time: {failures[0].message}"
-            )
+            raise BadMetric(f"the metric gave no score on any validation example; at first: {failures[0].message}")
         if kinds == {"raised"} or kinds == {"refused"}:
             raise UserError(f"the program failed on every validation example; the first time: {failures[0].message}")
 
@@ -224,9 +222,8 @@ class Optimizer:
         job = self.job
         assert self.plan is not None
         names = job.request.algorithms
-        repeated = (
-            math.ceil(PROBE * self.plan.calls_per_run) if self.preflight and self.preflight.noise is not None else 0
-        )
+        measured_noise = self.preflight is not None and self.preflight.noise is not None
+        repeated = math.ceil(PROBE * self.plan.calls_per_run) if measured_noise else 0
         left = max(0, self.plan.search_calls - repeated)
         finalists: list[Candidate] = [job.seed]
         for number, name in enumerate(names):
@@ -297,11 +294,14 @@ class Optimizer:
             if mean > self.best[1]:
                 self._emit("best", candidate=candidate.key, mean=mean, n=len(problem.validation))
 
+        def on_candidate(candidate: Candidate, mean: float) -> None:
+            loop.call_soon_threadsafe(tell, candidate, mean)
+
         return await asyncio.to_thread(
             self.job.algorithms.opaque[name],
             problem,
             seed=rng.randrange(1, 2**31),
-            on_candidate=lambda candidate, mean: loop.call_soon_threadsafe(tell, candidate, mean) and None,
+            on_candidate=on_candidate,
         )
 
     async def _validated(self, candidate: Candidate, *, recorded: bool) -> bool:
@@ -345,23 +345,20 @@ class Optimizer:
             before = await self.runner.evaluate(self.job.seed, sealed)
             after = await self.runner.evaluate(chosen, sealed)
         except BudgetSpent as spent:
-            before, after = self._both_known(chosen, sealed)
-            if before is None or after is None:
+            paid = self._both_known(chosen, sealed)
+            if paid is None:
                 return self._result("no_proven_gain", f"the sealed test could not be paid for: {spent}", winner=chosen)
+            before, after = paid
             self.notes.append(f"the sealed test ended at {len(before)} of {len(sealed)} pairs: {spent}")
         return self._decide(chosen, before, after)
 
-    def _both_known(
-        self, chosen: Candidate, sealed: Sequence[Example]
-    ) -> tuple[Evaluations | None, Evaluations | None]:
-        both = [
-            example
-            for example in sealed
-            if self.runner.known(self.job.seed, [example]) and self.runner.known(chosen, [example])
-        ]
-        return (
-            (self.runner.known(self.job.seed, both), self.runner.known(chosen, both)) if len(both) > 1 else (None, None)
-        )
+    def _both_known(self, chosen: Candidate, sealed: Sequence[Example]) -> tuple[Evaluations, Evaluations] | None:
+        """Baseline and chosen candidate on the sealed examples that were run for both; None for fewer than two."""
+        pairs = [(self.runner.known(self.job.seed, [each]), self.runner.known(chosen, [each])) for each in sealed]
+        both = [(before[0], after[0]) for before, after in pairs if before and after]
+        if len(both) < 2:
+            return None
+        return Evaluations(tuple(before for before, _ in both)), Evaluations(tuple(after for _, after in both))
 
     # --- the outcome -------------------------------------------------------------------------------------------------
 
@@ -374,15 +371,15 @@ class Optimizer:
         enough = change is None or change / 100 >= threshold
         low, high = comparison.interval
         figures = (
-            f"{comparison.effect:+.3f} [{low:+.3f}, {high:+.3f}], p = {comparison.p_value:.4f}, n = {comparison.n}"
+            f"{comparison.effect:+.3f} [{low:+.3f}, {high:+.3f}], p = {comparison.p_value:.2g}, n = {comparison.n}"
         )
         if proven and enough:
-            status, reason = "improved", f"proven gain on the sealed test: {figures}"
+            result = self._result("improved", f"proven gain on the sealed test: {figures}", winner=chosen)
         elif proven:
-            status, reason = "no_proven_gain", f"the gain is proven but under the {threshold:.0%} asked for: {figures}"
+            reason = f"the gain is proven but smaller than the {threshold:.0%} asked for: {figures}"
+            result = self._result("no_proven_gain", reason, winner=chosen)
         else:
-            status, reason = "no_proven_gain", f"no proven gain on the sealed test: {figures}"
-        result = self._result(status, reason, winner=chosen)  # type: ignore[arg-type]
+            result = self._result("no_proven_gain", f"no proven gain on the sealed test: {figures}", winner=chosen)
         return replace(
             result,
             baseline_performance=performance(before, success_at=request.success_at, split="test"),

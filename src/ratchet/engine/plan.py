@@ -148,7 +148,8 @@ def look_ahead(
         )
     if plan.search_runs < plan.validation:
         objections.append(
-            f"the budget leaves {plan.search_calls} calls for the search, fewer than one candidate needs; raise --max-calls"
+            f"the budget leaves {plan.search_calls} calls for the search, fewer than one candidate needs; "
+            "raise --max-calls"
         )
     return Preflight(
         baseline=baseline.mean,

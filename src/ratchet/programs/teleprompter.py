@@ -62,7 +62,6 @@ def _gepa(c: Compilation) -> dspy.Module:
         num_threads=c.threads,
         seed=c.seed,
         warn_on_score_mismatch=False,
-        gepa_kwargs={"display_progress_bar": False},
     )
     return optimizer.compile(c.student, trainset=c.train, valset=c.validation)
 

@@ -383,7 +383,7 @@ def _tune_sqlite(connection: Any, _record: object) -> None:
     cursor.close()
 
 
-def _optimization(row: Mapping[str, Any]) -> Optimization:
+def _optimization(row: sa.RowMapping) -> Optimization:
     return Optimization(
         id=row["id"],
         status=row["status"],
@@ -395,7 +395,7 @@ def _optimization(row: Mapping[str, Any]) -> Optimization:
     )
 
 
-def _evaluation(row: Mapping[str, Any], example: Example) -> Evaluation:
+def _evaluation(row: sa.RowMapping, example: Example) -> Evaluation:
     failure = Failure(kind=row["failure_kind"], message=row["failure_message"]) if row["failure_kind"] else None
     return Evaluation(
         candidate=row["candidate"],

@@ -1,0 +1,139 @@
+"""The flags that commands share; each can also be set as ``RATCHET_<FLAG>`` in the environment."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ratchet.core.errors import BadRequest
+
+
+def flag(name: str, help: str, *, short: str | None = None, panel: str | None = None, **more: Any) -> Any:
+    """An option ``--name`` that ``RATCHET_NAME`` sets too."""
+    names = [f"--{name}", short] if short else [f"--{name}"]
+    environment = f"RATCHET_{name.upper().replace('-', '_')}"
+    return typer.Option(*names, help=help, envvar=environment, show_envvar=False, rich_help_panel=panel, **more)
+
+
+_DATA, _LM, _BUDGET, _SEARCH = "Data and metric", "Language models", "Budget", "Search and proof"
+
+TARGET = "pkg.module:attribute, file.py:attribute, an inline signature ('text -> label'), or a saved program.json"
+
+Target = Annotated[str, typer.Argument(help=f"What to run: {TARGET}.", metavar="TARGET", show_default=False)]
+Data = Annotated[Path | None, flag("data", "One file of examples (.jsonl .json .csv .tsv .parquet).", panel=_DATA)]
+Train = Annotated[Path | None, flag("train", "Examples to learn from, if you split by yourself.", panel=_DATA)]
+Validation = Annotated[Path | None, flag("validation", "Examples to choose by.", panel=_DATA)]
+Test = Annotated[Path | None, flag("test", "The sealed test: opened once, at the end.", panel=_DATA)]
+Metric = Annotated[
+    str,
+    flag(
+        "metric",
+        "exact_match, f1, numeric, contains, json_fields, multi_label, llm_judge:RUBRIC, or file.py:function.",
+        panel=_DATA,
+    ),
+]
+Map = Annotated[
+    list[str] | None, flag("map", "Program field=column of the file; may be repeated.", metavar="FIELD=COLUMN", panel=_DATA)
+]
+Module = Annotated[str, flag("module", "predict or cot: the module of an inline signature.", panel=_DATA)]
+Instructions = Annotated[str | None, flag("instructions", "Instructions of an inline signature.", panel=_DATA)]
+
+Lm = Annotated[
+    str | None, flag("lm", "Task LM: local, local:/path.gguf, or any model DSPy knows (openai/gpt-4.1-mini).", panel=_LM)
+]
+ReflectionLm = Annotated[str | None, flag("reflection-lm", "LM that writes prompts; the task LM if left out.", panel=_LM)]
+JudgeLm = Annotated[str | None, flag("judge-lm", "LM that judges; the reflection LM if left out.", panel=_LM)]
+LmBase = Annotated[str | None, flag("lm-base", "Address of an OpenAI-compatible server.", metavar="URL", panel=_LM)]
+Adapter = Annotated[str, flag("adapter", "DSPy adapter: auto, chat, json or xml.", panel=_LM)]
+Temperature = Annotated[float | None, flag("temperature", "Of the task LM.", panel=_LM)]
+MaxTokens = Annotated[int | None, flag("max-tokens", "Longest answer of the task LM.", panel=_LM)]
+LmTimeout = Annotated[float | None, flag("lm-timeout", "Patience with one request.", metavar="SECONDS", panel=_LM)]
+PriceFlag = Annotated[
+    str | None,
+    flag("price", "Dollars per million tokens, prompt and completion, where no price is known.", metavar="P,C", panel=_LM),
+]
+
+MaxCalls = Annotated[int | None, flag("max-calls", "LM calls sent in all, never passed.", panel=_BUDGET)]
+MaxUsd = Annotated[float | None, flag("max-usd", "Dollars in all, never passed.", panel=_BUDGET)]
+MaxMinutes = Annotated[float, flag("max-minutes", "Wall time in all.", panel=_BUDGET)]
+Concurrency = Annotated[int, flag("concurrency", "Requests under way at once.", min=1, max=1024, panel=_BUDGET)]
+
+AlgorithmFlag = Annotated[
+    str, flag("algorithm", "auto, or names from `ratchet algorithms`, in order.", metavar="NAME[,NAME]", panel=_SEARCH)
+]
+MinImprovement = Annotated[
+    float, flag("min-improvement", "Relative gain from which a proven gain counts.", panel=_SEARCH)
+]
+ObjectiveFlag = Annotated[
+    str,
+    flag("objective", "Weights of quality, success, cost and latency in the choice.", metavar="NAME:WEIGHT", panel=_SEARCH),
+]
+SuccessAt = Annotated[float, flag("success-at", "Score from which a run succeeds.", panel=_SEARCH)]
+Seed = Annotated[int, flag("seed", "Same seed, same replies: same result.", panel=_SEARCH)]
+Force = Annotated[bool, flag("force", "Go on although the pre-flight advises against it.", panel=_SEARCH)]
+
+Json = Annotated[bool, flag("json", "Only JSON on standard output.")]
+NoMlflow = Annotated[bool, flag("no-mlflow", "Do not track in MLflow.")]
+Identity = Annotated[str, typer.Argument(help="An id from `ratchet list`; its beginning will do.", metavar="ID")]
+
+
+def price(text: str | None) -> tuple[float, float] | None:
+    """Dollars per million prompt and completion tokens.
+
+    >>> price("0.4,1.6")
+    (0.4, 1.6)
+    """
+    if text is None:
+        return None
+    try:
+        prompt, completion = (float(part) for part in text.split(","))
+    except ValueError:
+        raise BadRequest(f"--price {text!r} is not understood; give PROMPT,COMPLETION such as 0.4,1.6") from None
+    if min(prompt, completion) < 0:
+        raise BadRequest(f"--price {text!r}: a price cannot be negative")
+    return prompt, completion
+
+
+_SHORT = {"quality": "quality_score", "success": "success_rate"}
+
+
+def objectives(text: str) -> tuple[tuple[str, float], ...]:
+    """Metric names and weights.
+
+    >>> objectives("quality:1,cost:0.2")
+    (('quality_score', 1.0), ('cost', 0.2))
+    """
+    found = []
+    for part in text.split(","):
+        name, _, weight = part.strip().partition(":")
+        try:
+            found.append((_SHORT.get(name, name), float(weight or 1)))
+        except ValueError:
+            raise BadRequest(f"--objective {part!r} is not understood; give NAME:WEIGHT such as quality:1") from None
+    return tuple(found)
+
+
+def fields(pairs: list[str] | None) -> tuple[tuple[str, str], ...]:
+    """Program fields and the columns they are read from.
+
+    >>> fields(["text=question"])
+    (('text', 'question'),)
+    """
+    found = []
+    for pair in pairs or []:
+        field, equals, column = pair.partition("=")
+        if not (field and equals and column):
+            raise BadRequest(f"--map {pair!r} is not understood; give FIELD=COLUMN such as text=question")
+        found.append((field.strip(), column.strip()))
+    return tuple(found)
+
+
+def names(text: str) -> tuple[str, ...]:
+    """Names with commas between them.
+
+    >>> names("gepa, miprov2")
+    ('gepa', 'miprov2')
+    """
+    return tuple(part.strip() for part in text.split(",") if part.strip())

@@ -37,6 +37,10 @@ class Settings(BaseSettings):
 
 
 def quiet_libraries() -> None:
-    """Keep DSPy and MLflow from calling home; a value that is already set stays."""
+    """Keep DSPy and MLflow from calling home, and MLflow from waiting long; a value that is already set stays."""
     os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "true")
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
+    # MLflow's own 7 retries of 120 seconds outlast any wait; the tracker tries again by itself.
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "8")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")

@@ -1,9 +1,9 @@
 """Writes ``support_mail.jsonl``: 300 customer messages with the order, product and queue a clerk would note.
 
 Every message comes from one seed, so the file can be written again and compared. The messages, shop and products are
-invented for this project. What makes the task a task: a product may be called by a nickname but is noted by its catalogue
-name, an order number may be missing ("none") or lack its letter, other numbers are in the way, and a message may touch on
-what another queue handles.
+invented for this project. What makes the task a task: a product may be called by a nickname but is noted by its
+catalogue name, an order number may be missing ("none") or lack its letter, other numbers are in the way, and a message
+may touch on what another queue handles.
 
     python -m ratchet.demo.make_support_mail
 """

@@ -1,0 +1,43 @@
+# Two commands do all the set-up: `make demo` and `make test`. Both make .venv from requirements.lock.
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.ready
+
+.PHONY: help demo test check format acceptance lock bench-gain clean
+
+help:  ## Show what there is
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
+
+$(READY): requirements.lock pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit("Ratchet needs Python 3.11 or newer; say make PYTHON=python3.x" if sys.version_info < (3, 11) else 0)'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --requirement requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	touch $@
+
+demo: $(READY)  ## Make a small program better with the local LM; no key needed
+	$(BIN)/ratchet demo
+
+test: $(READY)  ## Run the tests
+	$(BIN)/python -m pytest
+
+check: $(READY)  ## Format, lint, types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: $(READY)  ## Write the files as `make check` wants them
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+acceptance: $(READY)  ## The long tests: more seeds, more kills
+	$(BIN)/python -m pytest -m "heavy or not heavy" tests/acceptance
+
+bench-gain: $(READY)  ## Gains on public data with real local LMs; long, resumable
+	$(BIN)/python -m bench.gain
+
+lock: $(READY)  ## Resolve pyproject.toml anew into requirements.lock
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --extra local --group dev --output-file requirements.lock pyproject.toml
+
+clean:  ## Remove what the commands made
+	rm -rf .venv .ratchet ratchet-demo .mypy_cache .ruff_cache .pytest_cache .hypothesis

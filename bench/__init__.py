@@ -1,0 +1,1 @@
+"""Measurements of Ratchet beside its peers; what they printed stands in RESULTS.md."""

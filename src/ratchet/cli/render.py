@@ -1,0 +1,199 @@
+"""Results as tables on a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.console import Console, Group
+from rich.markup import escape
+from rich.table import Table
+
+from ratchet.cli.progress import clock
+from ratchet.core.result import OptimizationResult, Performance
+from ratchet.core.statistics import Comparison
+from ratchet.engine.archive import Optimization
+from ratchet.engine.report import Measure, Side
+
+NOT_MEASURED, UNKNOWN = "not measured", "unknown"
+VERDICTS = {
+    "improved": "[bold green]improved[/]",
+    "no_proven_gain": "[bold yellow]no proven gain[/]",
+    "declined": "[bold yellow]declined[/]",
+    "failed": "[bold red]failed[/]",
+    "cancelled": "[yellow]cancelled[/]",
+    "running": "[blue]running[/]",
+    "evaluated": "[green]evaluated[/]",
+}
+
+Show = Callable[[float], str]
+
+
+def score(value: float) -> str:
+    """A quality."""
+    return f"{value:.3f}"
+
+
+def percent(value: float) -> str:
+    """A share."""
+    return f"{100 * value:.1f} %"
+
+
+def usd(value: float) -> str:
+    """Dollars; small ones with the digits that count.
+
+    >>> usd(0.0), usd(0.000123), usd(12.5)
+    ('$0.00', '$0.00012', '$12.50')
+    """
+    return f"${value:.2f}" if value == 0 or value >= 0.1 else f"${value:.2g}"
+
+
+def milliseconds(value: float) -> str:
+    """A latency."""
+    return f"{value:,.0f} ms"
+
+
+_ROWS: tuple[tuple[str, str, Show], ...] = (
+    ("quality", "quality", score),
+    ("success rate", "success_rate", percent),
+    ("cost per run", "cost_usd", usd),
+    ("latency", "latency_ms", milliseconds),
+)
+
+
+def _measured(measure: Measure, show: Show, *, none: str) -> str:
+    if measure.mean is None:
+        return none
+    if measure.interval is None:
+        return show(measure.mean)
+    return f"{show(measure.mean)} [dim]\\[{show(measure.interval[0])}, {show(measure.interval[1])}][/]"
+
+
+def _change(comparison: Comparison | None, show: Show) -> str:
+    if comparison is None:
+        return ""
+    low, high = comparison.interval
+
+    def signed(value: float) -> str:
+        return f"{'-' if value < 0 else '+'}{show(abs(value))}"
+
+    return f"{signed(comparison.effect)} [dim]\\[{signed(low)}, {signed(high)}][/]"
+
+
+def _table(*heads: str) -> Table:
+    table = Table(*heads, box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in table.columns[1:]:
+        column.justify = "right"
+    return table
+
+
+def result_view(result: OptimizationResult, sides: tuple[Side, Side], files: Sequence[Path] = ()) -> Group:
+    """One optimization's outcome."""
+    parts: list[Any] = [f"{VERDICTS[result.status]}: {escape(result.reason)}"]
+    comparisons = (result.comparison, None, result.cost_comparison, result.latency_comparison)
+    if result.comparison is not None:
+        table = _table("sealed test", "baseline", "optimized", "change, 95 % interval")
+        for (name, part, show), comparison in zip(_ROWS, comparisons, strict=True):
+            none = UNKNOWN if part == "cost_usd" else NOT_MEASURED
+            cells = (_measured(getattr(side, part), show, none=none) for side in sides)
+            table.add_row(name, *cells, _change(comparison, show))
+        relative = result.improvement_percentage
+        parts += [
+            table,
+            f"effect {result.comparison.effect:+.3f}"
+            + (f" ({relative:+.1f} %)" if relative is not None else "")
+            + f", p = {result.comparison.p_value:.4g}, n = {result.comparison.n} ({escape(result.comparison.method)})",
+        ]
+    elif result.baseline_performance.quality_score is not None:
+        parts.append(_baseline(result.baseline_performance))
+    details = result.optimization_details
+    if details.algorithm_used:
+        parts.append(f"found by {details.algorithm_used} among {details.iterations} candidates")
+    parts += [f"  {escape(line)}" for line in details.key_improvements]
+    parts += [f"[dim]note: {escape(note)}[/]" for note in details.notes]
+    spend = details.spend
+    parts.append(
+        f"spent: {spend.calls} calls, {spend.prompt_tokens + spend.completion_tokens:,} tokens "
+        f"({spend.prompt_tokens:,} in, {spend.completion_tokens:,} out), "
+        f"{UNKNOWN + ' dollars' if spend.usd is None else usd(spend.usd)}, {clock(spend.seconds)}"
+    )
+    if files:
+        parts.append(f"written to {escape(str(files[0].parent))}: {', '.join(file.name for file in files)}")
+    return Group(*parts)
+
+
+def _baseline(measured: Performance) -> str:
+    return (
+        f"baseline on {measured.n} {measured.split} examples: quality {measured.quality_score:.3f}, "
+        f"success rate {percent(measured.success_rate or 0.0)}, {measured.failed} failed; the sealed test was not opened"
+    )
+
+
+def side_view(side: Side, *, n: int, title: str) -> Table:
+    """One program's measurement."""
+    table = _table(title, "mean, 95 % interval")
+    for name, part, show in _ROWS:
+        none = UNKNOWN if part == "cost_usd" else NOT_MEASURED
+        table.add_row(name, _measured(getattr(side, part), show, none=none))
+    failures = side.failures or {}
+    told = ", ".join(f"{count} {kind}" for kind, count in sorted(failures.items())) or "none"
+    table.add_row("failed runs", f"{sum(failures.values())} of {n} ({told})" if failures else told)
+    return table
+
+
+def list_view(optimizations: Sequence[Optimization]) -> Table:
+    """Optimizations, one per row."""
+    table = Table("id", "begun", "status", "target", "algorithm", "baseline", "optimized", "p", box=box.SIMPLE_HEAD)
+    for each in optimizations:
+        result, options = each.result or {}, each.request["options"]
+        before = (result.get("baseline_performance") or {}).get("quality_score")
+        after = (result.get("optimized_performance") or {}).get("quality_score")
+        p = result.get("statistical_significance")
+        table.add_row(
+            each.id,
+            each.created_at.strftime("%Y-%m-%d %H:%M"),
+            VERDICTS.get(each.status, each.status),
+            escape(_short(options["target"])),
+            "" if each.status == "evaluated" else ",".join(options["algorithms"]),
+            "" if before is None else score(before),
+            "" if after is None else score(after),
+            "" if p is None else f"{p:.4f}",
+        )
+    return table
+
+
+def _short(text: str, longest: int = 40) -> str:
+    return text if len(text) <= longest else f"{text[: longest - 3]}..."
+
+
+def diff_view(changes: Mapping[str, Mapping[str, Any]]) -> Group:
+    """What changed in the prompts."""
+    import difflib
+    import json
+
+    parts: list[Any] = []
+    for name, change in changes.items():
+        parts.append(f"[bold]{escape(name)}[/]")
+        before, after = (str(change[side]).splitlines() for side in ("before", "after"))
+        if before == after:
+            parts.append("  [dim]instructions unchanged[/]")
+        else:
+            for line in difflib.ndiff(before, after):
+                if not line.startswith("?"):
+                    color = {"+": "green", "-": "red"}.get(line[0], "dim")
+                    parts.append(f"[{color}]{escape(line)}[/]")
+        for mark, color, kind in (("+", "green", "demos_added"), ("-", "red", "demos_removed")):
+            parts += [
+                f"[{color}]{mark} demo {escape(json.dumps(demo, ensure_ascii=False, default=str))}[/]" for demo in change[kind]
+            ]
+    return Group(*parts or ["nothing was changed"])
+
+
+def show(view: Any) -> None:
+    """Print to standard output; a pipe gets lines that are not cut."""
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console = Console(highlight=False, width=160)
+    console.print(view)

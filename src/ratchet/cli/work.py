@@ -1,0 +1,202 @@
+"""Carries out what a command asked for: runs it, listens for Ctrl-C, publishes, prints."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import typer
+from rich.console import Console
+
+from ratchet import bootstrap
+from ratchet.bootstrap import Given, Options, Run
+from ratchet.cli import render
+from ratchet.cli.errors import FAILED, STOPPED, exit_code, say
+from ratchet.cli.progress import Progress
+from ratchet.core.errors import Cancelled, RatchetError, StorageUnavailable
+from ratchet.core.result import OptimizationResult
+from ratchet.engine.archive import Archive
+from ratchet.engine.certificate import load_or_make_key
+from ratchet.publish import check_folder, measured, publish
+from ratchet.settings import Settings
+from ratchet.storage.sql import SqlArchive
+
+_CHATTY = ("dspy", "LiteLLM", "litellm", "gepa", "optuna", "httpx", "httpcore", "openai", "mlflow", "alembic")
+
+
+def quiet(*, debug: bool) -> None:
+    """Keep libraries from talking over the progress, unless someone is looking for a fault."""
+    if debug:
+        return
+    warnings.simplefilter("ignore")
+    os.environ.setdefault("TQDM_DISABLE", "1")
+    for name in _CHATTY:
+        logger = logging.getLogger(name)
+        logger.setLevel(logging.CRITICAL)
+        logger.propagate = False
+
+
+def open_archive(settings: Settings) -> SqlArchive:
+    """The archive of this installation.
+
+    Raises:
+        StorageUnavailable: it cannot be opened.
+    """
+    try:
+        return SqlArchive(settings.database)
+    except OSError as error:
+        raise StorageUnavailable(f"{settings.home} cannot be written to: {error.strerror}") from error
+
+
+@contextmanager
+def stopping(cancel: Callable[[], None], on_stop: Callable[[], None]) -> Iterator[None]:
+    """The first Ctrl-C (or SIGTERM) cancels, the second one ends the process; what was recorded is safe either way."""
+    asked = False
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        nonlocal asked
+        if asked:
+            os.write(2, b"\x1b[?25h\n" if os.isatty(2) else b"\n")  # the cursor was hidden while progress was shown
+            os._exit(STOPPED)
+        asked = True
+        on_stop()
+        os.write(2, b"\nstopping after the requests under way; press Ctrl-C again to stop at once\n")
+        cancel()
+
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def print_json(data: Any) -> None:
+    """``data`` and nothing else on standard output."""
+    print(json.dumps(data, indent=2, ensure_ascii=False, default=str))
+
+
+def optimize(options: Options, *, out: Path | None, as_json: bool, settings: Settings) -> None:
+    """A new optimization, to its end."""
+    if out is not None:
+        check_folder(out)
+    archive = open_archive(settings)
+    _carry_out(
+        lambda listen: bootstrap.new_run(options, Given(), settings, archive, emit=listen),
+        options,
+        out=out,
+        as_json=as_json,
+        settings=settings,
+    )
+
+
+def resume(identity: str, *, out: Path | None, as_json: bool, settings: Settings) -> None:
+    """An optimization that was stopped, to its end; one that has ended is published again."""
+    if out is not None:
+        check_folder(out)
+    archive = open_archive(settings)
+    stored = archive.find(identity)
+    options = Options.from_json(stored.request["options"])
+    result = OptimizationResult.from_json(stored.result) if stored.result else None
+    _carry_out(
+        lambda listen: bootstrap.resumed_run(stored.id, Given(), settings, archive, emit=listen),
+        options,
+        out=out,
+        as_json=as_json,
+        settings=settings,
+        spent_seconds=stored.seconds,
+        result=result,
+    )
+
+
+def _carry_out(
+    begin: Callable[[Any], Run],
+    options: Options,
+    *,
+    out: Path | None,
+    as_json: bool,
+    settings: Settings,
+    spent_seconds: float = 0.0,
+    result: OptimizationResult | None = None,
+) -> None:
+    progress = Progress(
+        Console(stderr=True), max_calls=options.max_calls, max_seconds=options.max_minutes * 60
+    )
+    run: Run | None = None
+    try:
+        with progress:
+            run = begin(progress)
+            folder = out or settings.home / "runs" / run.id
+            progress.watch(lambda: run.gateway.calls, lambda: run.spend().usd, spent_seconds=spent_seconds)
+            if result is None:
+                progress.tell(f"optimization {run.id}")
+                with stopping(run.cancel, lambda: setattr(progress, "stopping", True)):
+                    result = run.execute()
+            else:
+                progress.tell(f"optimization {run.id} has ended before; nothing is run again")
+            files = publish(run, result, folder, key=load_or_make_key(settings.home))
+    except RatchetError as error:
+        if run is None:
+            raise
+        _tell_stop(run, error, out=out, as_json=as_json)
+        raise typer.Exit(exit_code(error)) from error
+    if as_json:
+        print_json({**result.to_json(), "files": [str(file) for file in files]})
+    else:
+        render.show(render.result_view(result, measured(run.notebook, result, options), files))
+
+
+def _tell_stop(run: Run, error: RatchetError, *, out: Path | None, as_json: bool) -> None:
+    again = f"ratchet resume {run.id}" + (f" --out {out}" if out is not None else "")
+    if isinstance(error, Cancelled):
+        say(f"cancelled after {run.gateway.calls} calls; nothing is lost. Go on with: {again}")
+    else:
+        say(f"failed: {error}\n{run.gateway.calls} calls were sent. When the cause is gone, go on with: {again}")
+    if as_json:
+        status = "cancelled" if isinstance(error, Cancelled) else "failed"
+        print_json({"optimization_id": run.id, "status": status, "error": str(error)})
+
+
+def evaluate(
+    options: Options, *, data: Path, limit: int | None, out: Path | None, as_json: bool, settings: Settings
+) -> None:
+    """One program on one file."""
+    from ratchet.measure import begin, to_json, write_rows
+
+    archive = open_archive(settings)
+    progress = Progress(
+        Console(stderr=True), max_calls=options.max_calls, max_seconds=options.max_minutes * 60, best="mean so far"
+    )
+    with progress:
+        measurement = begin(options, data, settings, archive, limit=limit, emit=progress)
+        run = measurement.run
+        progress.watch(lambda: run.gateway.calls, lambda: run.spend().usd, spent_seconds=0.0)
+        progress.tell(f"evaluation {run.id}: {len(measurement.examples)} examples")
+        with stopping(run.cancel, lambda: setattr(progress, "stopping", True)):
+            rows = measurement.execute()
+    if out is not None:
+        write_rows(out, rows)
+    if as_json:
+        print_json(to_json(measurement, rows))
+    else:
+        render.show(render.side_view(measurement.side(rows), n=len(rows), title=f"{len(rows)} examples"))
+        spend = run.spend()
+        usd = "unknown dollars" if spend.usd is None else render.usd(spend.usd)
+        say(f"{spend.calls} calls, {usd}; stored as {run.id}" + (f"; rows in {out}" if out else ""))
+
+
+def archive_if_there(settings: Settings) -> Archive | None:
+    """The archive, unless that would make a new, empty one."""
+    there = settings.database_url is not None or (settings.home / "ratchet.db").is_file()
+    return open_archive(settings) if there else None
+
+
+__all__ = ["FAILED", "archive_if_there", "evaluate", "open_archive", "optimize", "print_json", "quiet", "resume"]

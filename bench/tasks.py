@@ -14,7 +14,7 @@ import dspy
 DATA = Path(os.environ.get("RATCHET_BENCH_DATA", Path(__file__).parents[2] / "shared" / "data"))
 """Where the data sets are; they are never copied into this project."""
 
-TREC_LABELS = Literal["abbreviation", "description", "entity", "human", "location", "numeric"]
+TREC_LABELS = Literal["abbreviation", "description", "entity", "human", "location", "number"]
 URGENCY = Literal["low", "medium", "high"]
 SENTIMENT = Literal["negative", "neutral", "positive"]
 CATEGORY = Literal[

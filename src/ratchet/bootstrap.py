@@ -405,7 +405,7 @@ class Run:
         self.notebook.set_status("running")
         optimizer = Optimizer(self.job())
         try:
-            result = with_spend(_run_anywhere(optimizer.run(), threads=4 * self._concurrency + 16), self.spend())
+            result = with_spend(run_anywhere(optimizer.run(), threads=4 * self._concurrency + 16), self.spend())
         except Cancelled:
             self._stop("cancelled", "")
             raise
@@ -424,7 +424,7 @@ class Run:
             return  # the database is what failed; the first error is the one to tell
 
 
-def _run_anywhere(work: Coroutine[Any, Any, T], *, threads: int) -> T:
+def run_anywhere(work: Coroutine[Any, Any, T], *, threads: int) -> T:
     """Run a coroutine to its end, also where an event loop runs already (a notebook).
 
     Args:

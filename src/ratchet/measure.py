@@ -46,7 +46,7 @@ class Measurement:
             RatchetError: the world failed, or it was stopped.
         """
         try:
-            rows: Evaluations = run_anywhere(self._evaluate())
+            rows: Evaluations = run_anywhere(self._evaluate(), threads=4 * self.run.job().concurrency + 16)
         except BaseException as error:
             stopped = isinstance(error, Cancelled | KeyboardInterrupt)
             self.run.notebook.set_status("cancelled" if stopped else "failed", error="" if stopped else str(error))

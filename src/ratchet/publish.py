@@ -14,7 +14,7 @@ from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from ratchet.bootstrap import Run, identities
+from ratchet.bootstrap import Options, Run, identities
 from ratchet.core.errors import BadRequest, CertificateInvalid, UnknownName
 from ratchet.core.evaluation import Evaluation
 from ratchet.core.problem import Candidate
@@ -305,14 +305,25 @@ def _stored(
 # --- the report -------------------------------------------------------------------------------------------------------
 
 
+def _both(notebook: Notebook, result: OptimizationResult) -> tuple[list[Evaluation], list[Evaluation]]:
+    """The sealed test's rows of the baseline and of the chosen candidate; none when it was not opened."""
+    if result.comparison is None or result.baseline is None or result.winner is None:
+        return [], []
+    pairs = sealed_pairs(notebook, result.baseline.key, result.winner.key)
+    return [before for before, _ in pairs], [after for _, after in pairs]
+
+
+def measured(notebook: Notebook, result: OptimizationResult, options: Options) -> tuple[report.Side, report.Side]:
+    """Baseline and chosen candidate on the sealed test, with intervals."""
+    before, after = (
+        side(rows, success_at=options.success_at, seed=options.seed) for rows in _both(notebook, result)
+    )
+    return before, after
+
+
 def _report(run: Run, result: OptimizationResult, *, certified: bool) -> report.Report:
     request, details = run.prepared.request, result.optimization_details
-    pairs = (
-        sealed_pairs(run.notebook, result.baseline.key, result.winner.key)
-        if certified and result.baseline and result.winner
-        else []
-    )
-    sides = [[pair[place] for pair in pairs] for place in (0, 1)]
+    sides = _both(run.notebook, result)
     limits, spend = request.constraints, details.spend
     return report.Report(
         optimization_id=result.optimization_id,
@@ -346,7 +357,7 @@ def _report(run: Run, result: OptimizationResult, *, certified: bool) -> report.
                 failure_before=before.failure.kind if before.failure else None,
                 failure_after=after.failure.kind if after.failure else None,
             )
-            for before, after in pairs
+            for before, after in zip(*sides, strict=True)
         ),
         before=result.baseline,
         after=result.winner,

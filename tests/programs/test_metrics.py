@@ -10,7 +10,7 @@ from typing import Any
 import dspy
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ratchet.core.errors import BadMetric, BudgetSpent, UnknownName
@@ -55,6 +55,7 @@ def judged(metric: str, expected: object, got: object) -> MetricResult:
         ("numeric:tolerance=0.5", 3, "3.4", 1.0, "Correct."),
         ("contains", "Ada Lovelace", "It was ada  lovelace, I think.", 1.0, "Correct."),
         ("contains", ["red", "blue"], "a red one", 0.5, "'a red one' does not contain 'blue'"),
+        ("contains", ["\x1b", "?"], ["\x1b", "really?"], 1.0, "Correct."),
         ("multi_label", ["a", "b"], "b, c", 0.5, "missing 'a'; wrongly given 'c'"),
         ("multi_label:measure=jaccard", "a; b", '["B", "c"]', 1 / 3, "missing 'a'; wrongly given 'c'"),
         ("multi_label", [], "", 1.0, "Correct."),
@@ -98,6 +99,7 @@ json_values = st.recursive(
 )
 
 
+@settings(deadline=None)
 @given(metric=st.sampled_from(sorted(FIELD_METRICS)), expected=json_values, got=json_values)
 def test_scores_are_bounded_and_a_right_answer_scores_one(metric: str, expected: Any, got: Any) -> None:
     try:
@@ -112,6 +114,7 @@ def test_scores_are_bounded_and_a_right_answer_scores_one(metric: str, expected:
     assert right == MetricResult(score=1.0, feedback="Correct.")
 
 
+@settings(deadline=None)
 @given(a=json_values, b=json_values)
 def test_sameness_goes_both_ways(a: Any, b: Any) -> None:
     assert same(a, a)

@@ -123,6 +123,8 @@ def _serve(path: Path, *, slots: int = 2, context: int = 4096) -> str:
             params.n_parallel = slots
             params.n_ctx = slots * context
             params.cpuparams.n_threads = params.cpuparams_batch.n_threads = max(1, os.cpu_count() or 1)
+            # Threads that poll starve the rest of a busy machine, and then each other.
+            params.cpuparams.poll = params.cpuparams_batch.poll = 0
             params.cache_prompt = True
             params.verbosity = -1
             params.port = 0

@@ -354,7 +354,7 @@ def numeric(expected: Any, got: Any, *, tolerance: float = 0.0) -> tuple[float, 
 def contains(expected: Any, got: Any) -> tuple[float, str]:
     """1 when the answer contains the expected text; of a list of texts, the share it contains."""
     wanted = [_normal(_text(each)) for each in (expected if isinstance(expected, list) else [expected])]
-    text = _normal(_text(got))
+    text = _folded("\n".join(map(_text, got)) if isinstance(got, list) else _text(got))
     missing = [each for each in wanted if each not in text]
     if not missing:
         return 1.0, ""
@@ -473,9 +473,13 @@ def plain(value: Any) -> Any:
 
 def _normal(text: str) -> str:
     # Only punctuation that never changes a value is dropped at the ends: "-5", ".5", "C++" and "50%" keep theirs.
-    folded = " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+    folded = _folded(text)
     bare = folded.lstrip("\"'`“”„‘’«»¿¡ ").rstrip(".,;:!?…\"'`“”‘’«» ")
     return bare or folded
+
+
+def _folded(text: str) -> str:
+    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
 
 
 def _squad_tokens(text: str) -> list[str]:

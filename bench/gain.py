@@ -1,0 +1,168 @@
+"""What each algorithm gains on public tasks with real local LMs, at equal calls. Long; interrupt and resume at will.
+
+Usage: python -m bench.gain [--tasks trec,facility_support] [--algorithms gepa,miprov2,dspy.gepa,dspy.miprov2]
+                            [--max-calls 400] [--table-only]
+
+Task LM qwen-0.5b, reflection LM qwen-1.5b, both as GGUF files in --models. Every run is `ratchet optimize` as a user
+types it. Its own sealed test has as many pairs as the budget pays for; the winner is then measured once more on all
+test rows the task has, beside the baseline, outside the budget. The table goes to standard output and RESULTS.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from bench.tasks import TASKS, Task
+from ratchet.core.statistics import compare_paired
+
+HERE = Path(__file__).parent
+RESULTS = HERE / "results" / "gain"
+MODELS = {"task": "qwen2.5-coder-0.5b-instruct-q4_k_m.gguf", "reflection": "qwen2.5-coder-1.5b-instruct-q4_k_m.gguf"}
+START, END = "<!-- bench-gain -->", "<!-- /bench-gain -->"
+
+
+def ratchet(*arguments: str, home: Path) -> dict[str, Any]:
+    """What a ratchet command prints as JSON; its talk goes to our standard error."""
+    environment = {**os.environ, "RATCHET_HOME": str(home)}
+    command = [sys.executable, "-m", "ratchet", *arguments, "--json"]
+    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
+    value: dict[str, Any] = json.loads(done.stdout)
+    return value
+
+
+def optimize(task: Task, algorithm: str, *, models: Path, max_calls: int, work: Path) -> dict[str, Any]:
+    """The result of one optimization: an earlier one, one that goes on where it was interrupted, or a new one."""
+    home, out = work / "home", work / "runs" / f"{task.name}-{algorithm}-{max_calls}"
+    if (out / "result.json").exists():
+        stored: dict[str, Any] = json.loads((out / "result.json").read_text(encoding="utf-8"))
+        return stored
+    listed: list[dict[str, Any]] = ratchet("list", home=home) if home.exists() else []  # type: ignore[assignment]
+    for each in listed:
+        options = each["request"].get("options", {})
+        same = (options.get("target"), options.get("algorithms"), options.get("max_calls")) == (
+            task.target,
+            [algorithm],
+            max_calls,
+        )
+        if same and each["status"] in ("running", "cancelled", "failed"):
+            return ratchet("resume", each["id"], "--out", str(out), home=home)
+    files = task.write(work / "data")
+    return ratchet(
+        *("optimize", task.target, "--metric", task.metric, "--algorithm", algorithm, "--no-mlflow", "--force"),
+        *(f"--{split}={path}" for split, path in files.items()),
+        *("--lm", f"local:{models / MODELS['task']}", "--reflection-lm", f"local:{models / MODELS['reflection']}"),
+        *("--max-calls", str(max_calls), "--max-minutes", "240", "--out", str(out)),
+        home=home,
+    )
+
+
+def measure(task: Task, target: str, *, models: Path, work: Path, name: str) -> dict[str, Any]:
+    """The scores of a program on every test row, in order."""
+    kept = work / "measured" / f"{task.name}-{name}.json"
+    if not kept.exists():
+        files = task.write(work / "data")
+        found = ratchet(
+            *("evaluate", target, "--test", str(files["test"]), "--metric", task.metric),
+            *("--lm", f"local:{models / MODELS['task']}"),
+            home=work / "home",
+        )
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        kept.write_text(json.dumps(found), encoding="utf-8")
+    measured: dict[str, Any] = json.loads(kept.read_text(encoding="utf-8"))
+    return measured
+
+
+def row(task: Task, algorithm: str, *, models: Path, max_calls: int, work: Path) -> dict[str, Any]:
+    """One line of the table, from one optimization and two measurements."""
+    began = time.monotonic()
+    result = optimize(task, algorithm, models=models, max_calls=max_calls, work=work)
+    program = work / "runs" / f"{task.name}-{algorithm}-{max_calls}" / "program.json"
+    before = measure(task, task.target, models=models, work=work, name="baseline")
+    after = measure(task, str(program), models=models, work=work, name=f"{algorithm}-{max_calls}")
+    scores = [[each["score"] or 0.0 for each in found["rows"]] for found in (before, after)]
+    comparison = compare_paired(scores[0], scores[1], seed=0)
+    spend = result["optimization_details"]["spend"]
+    print(f"{task.name} {algorithm}: {time.monotonic() - began:.0f} s", file=sys.stderr)
+    return {
+        "task": task.name,
+        "algorithm": algorithm,
+        "status": result["status"],
+        "proof": result["comparison"],
+        "baseline": sum(scores[0]) / len(scores[0]),
+        "optimized": sum(scores[1]) / len(scores[1]),
+        "effect": comparison.effect,
+        "interval": comparison.interval,
+        "p_value": comparison.p_value,
+        "n": comparison.n,
+        "calls": spend["calls"],
+        "seconds": spend["seconds"],
+    }
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """The rows as a Markdown table."""
+    lines = [
+        "| task | algorithm | verdict (own sealed test: gain, n, p) | baseline | optimized | gain [95 %] | p | n |"
+        " calls | seconds |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for each in rows:
+        proof = each["proof"]
+        own = "not opened" if proof is None else f"{proof['effect']:+.3f}, {proof['n']}, {proof['p_value']:.3f}"
+        low, high = each["interval"]
+        lines.append(
+            f"| {each['task']} | {each['algorithm']} | {each['status']} ({own}) | {each['baseline']:.3f} "
+            f"| {each['optimized']:.3f} | {each['effect']:+.3f} [{low:+.3f}, {high:+.3f}] | {each['p_value']:.4f} "
+            f"| {each['n']} | {each['calls']} | {each['seconds']:.0f} |"
+        )
+    return "\n".join(lines)
+
+
+def publish(text: str) -> None:
+    """Put the table where RESULTS.md keeps it."""
+    page = HERE / "RESULTS.md"
+    before, _, rest = page.read_text(encoding="utf-8").partition(START)
+    _, _, after = rest.partition(END)
+    page.write_text(f"{before}{START}\n{text}\n{END}{after}", encoding="utf-8")
+
+
+def main() -> None:
+    """Run what is missing, then print and publish the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tasks", default="trec,facility_support")
+    parser.add_argument("--algorithms", default="gepa,miprov2,dspy.gepa,dspy.miprov2")
+    parser.add_argument("--max-calls", type=int, default=400)
+    parser.add_argument("--models", type=Path, default=Path.home() / ".cache" / "ratchet" / "models")
+    parser.add_argument("--work", type=Path, default=Path(".ratchet") / "bench-gain")
+    parser.add_argument("--table-only", action="store_true", help="print what was measured before, run nothing")
+    options = parser.parse_args()
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    rows = []
+    for task in options.tasks.split(","):
+        for algorithm in options.algorithms.split(","):
+            kept = RESULTS / f"{task}-{algorithm}-{options.max_calls}.json"
+            if not kept.exists() and not options.table_only:
+                found = row(
+                    TASKS[task],
+                    algorithm,
+                    models=options.models,
+                    max_calls=options.max_calls,
+                    work=options.work.resolve(),
+                )
+                kept.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+            if kept.exists():
+                rows.append(json.loads(kept.read_text(encoding="utf-8")))
+            text = table(rows)
+            publish(text)
+    print(text)
+
+
+if __name__ == "__main__":
+    main()

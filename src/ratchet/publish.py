@@ -50,8 +50,8 @@ def publish(
 ) -> tuple[Path, ...]:
     """The files written for ``result``, each whole or not at all.
 
-    ``program.json`` is the chosen program when its gain was proven and else the program as it was; what was found but not
-    proven then stands beside it, under a name that says so.
+    ``program.json`` is the chosen program when its gain was proven and else the program as it was; what was found but
+    not proven then stands beside it, under a name that says so.
 
     Args:
         run: The optimization that ended in ``result``.
@@ -117,7 +117,9 @@ def _sha256(path: Path) -> str:
 
 
 def _payload(run: Run, result: OptimizationResult, *, program: Path) -> dict[str, Any]:
-    assert result.baseline is not None and result.winner is not None and result.comparison is not None
+    assert result.baseline is not None
+    assert result.winner is not None
+    assert result.comparison is not None
     options, known = run.prepared.options, identities(run.prepared)
     pairs = sealed_pairs(run.notebook, result.baseline.key, result.winner.key)
     return {
@@ -211,9 +213,7 @@ def _comparison(data: Mapping[str, Any]) -> Comparison:
     return Comparison(**{**data, "interval": tuple(data["interval"])})
 
 
-def _same_comparison(
-    source: str, claimed: Comparison, pairs: Sequence[tuple[str, float, float]], *, seed: int
-) -> None:
+def _same_comparison(source: str, claimed: Comparison, pairs: Sequence[tuple[str, float, float]], *, seed: int) -> None:
     if len(pairs) < 2:
         raise CertificateInvalid(f"{source} are {len(pairs)}; no comparison can come of them")
     again = compare_paired([before for _, before, _ in pairs], [after for _, _, after in pairs], seed=seed)
@@ -247,9 +247,7 @@ def _beside_result(path: Path, hashes: Mapping[str, str], claimed: Comparison) -
     for name, candidate in (("baseline", result.baseline), ("winner", result.winner)):
         if candidate is None or candidate.key != hashes[name]:
             found = candidate.key if candidate else "missing"
-            raise CertificateInvalid(
-                f"the {name} in {path} is {found}, but {hashes[name]} was certified", differs=name
-            )
+            raise CertificateInvalid(f"the {name} in {path} is {found}, but {hashes[name]} was certified", differs=name)
     if result.comparison != claimed:
         raise CertificateInvalid(f"the comparison in {path} is not the one that was certified", differs="comparison")
     return "result.json holds the certified prompts and comparison"
@@ -287,7 +285,7 @@ def _stored(
     ]
     if [key for key, _, _ in found] != [key for key, _, _ in pairs]:
         raise CertificateInvalid(
-            f"the certificate has {len(pairs)} test examples and {len(found)} are stored, or they are not the same ones",
+            f"the certificate has {len(pairs)} test examples, {len(found)} are stored, or they are not the same",
             differs="pairs",
         )
     for (key, before, after), (_, stored_before, stored_after) in zip(pairs, found, strict=True):
@@ -315,9 +313,7 @@ def _both(notebook: Notebook, result: OptimizationResult) -> tuple[list[Evaluati
 
 def measured(notebook: Notebook, result: OptimizationResult, options: Options) -> tuple[report.Side, report.Side]:
     """Baseline and chosen candidate on the sealed test, with intervals."""
-    before, after = (
-        side(rows, success_at=options.success_at, seed=options.seed) for rows in _both(notebook, result)
-    )
+    before, after = (side(rows, success_at=options.success_at, seed=options.seed) for rows in _both(notebook, result))
     return before, after
 
 
@@ -426,5 +422,3 @@ def prompt_diff(before: Candidate, after: Candidate) -> dict[str, dict[str, Any]
                 "demos_removed": [dict(demo) for demo in old.demos if demo not in new.demos],
             }
     return changes
-
-

@@ -41,6 +41,7 @@ def quiet_libraries() -> None:
     os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "true")
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     # MLflow's own 7 retries of 120 seconds outlast any wait; the tracker tries again by itself.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "8")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")

@@ -5,13 +5,13 @@
     python -m ratchet.testing_server --port 8123 --die-after 50     # GET /stats, GET /log
 
 The rule. An input names its case as ``#17``. The right value of an output field is its choice number 17 modulo the
-number of choices (of an open text: ``value-2``, 17 modulo 5). ``rows`` writes data by this rule. A right answer is given
-to a share ``BASE`` of the cases; to ``WITH_MAGIC`` more when the system message contains the word ``MAGIC``; to
-``WITH_DEMO`` more when a demo shows the same answer. Which cases these are is fixed, so a better prompt never loses one.
+number of choices (of an open text: ``value-2``, 17 modulo 5). ``rows`` writes data by this rule. A right answer is
+given to a share ``BASE`` of the cases; to ``WITH_MAGIC`` more when the system message contains the word ``MAGIC``; to
+``WITH_DEMO`` more when a demo shows the same answer. Which cases these are is fixed: a better prompt never loses one.
 With ``hopeless`` the share is ``BASE`` whatever the prompt says, and every change of the prompt draws anew.
 
-Every reply is a function of the request alone. A prompt without DSPy's output fields, and a field whose name speaks of an
-instruction, is taken for a reflection LM's: half of the answers contain ``MAGIC``.
+Every reply is a function of the request alone. A prompt without DSPy's output fields, and a field whose name speaks of
+an instruction, is taken for a reflection LM's: half of the answers contain ``MAGIC``.
 """
 
 from __future__ import annotations
@@ -105,8 +105,8 @@ def _value(name: str, kind: str, case: int, system: str, demos: str, whole: str,
     if hopeless:
         good = _share(name, whole) < BASE
     else:
-        share = BASE + WITH_MAGIC * (MAGIC in system) + WITH_DEMO * bool(re.search(rf"(?<!\w){re.escape(str(right))}(?!\w)", demos))
-        good = _share(name, case) < share
+        shown = re.search(rf"(?<!\w){re.escape(str(right))}(?!\w)", demos) is not None
+        good = _share(name, case) < BASE + WITH_MAGIC * (MAGIC in system) + WITH_DEMO * shown
     return right if good else choices[(case + 1) % len(choices)]
 
 
@@ -120,6 +120,7 @@ class StubServer:
         status: HTTP status of every answer; 200 is the only good one.
         hang: Never answer.
         garbage: Share of requests answered with text that has no fields in it.
+        flaky: Share of requests answered with 429 (``Retry-After: 0``) or 500, in turn; which ones goes by their number.
         die_after: After so many requests, connections are dropped.
         hopeless: See the module's first lines.
         seen: Requests by hash of their body. A body may be asked again for a good reason: another rollout.
@@ -130,6 +131,7 @@ class StubServer:
     status: int = 200
     hang: bool = False
     garbage: float = 0.0
+    flaky: float = 0.0
     die_after: int | None = None
     hopeless: bool = False
     seen: Counter[str] = field(default_factory=Counter)
@@ -197,7 +199,9 @@ class StubServer:
                 return None
             time.sleep(self.latency)
             if self.status != 200:
-                return self.status, {"error": {"message": f"the stub was told to answer {self.status}", "code": None}}
+                return self.status, _error(f"the stub was told to answer {self.status}")
+            if _share("flaky", number) < self.flaky:
+                return (429, 500)[number % 2], _error("the stub was told to fail now and then")
             body = json.loads(raw)
             unreadable = _share("garbage", digest) < self.garbage
             text = "%% nothing of use %%" if unreadable else reply(body, hopeless=self.hopeless)
@@ -205,6 +209,10 @@ class StubServer:
         finally:
             with self._lock:
                 self.at_once -= 1
+
+
+def _error(message: str) -> dict[str, Any]:
+    return {"error": {"message": message, "code": None}}
 
 
 def _completion(body: dict[str, Any], digest: str, text: str) -> dict[str, Any]:
@@ -235,7 +243,9 @@ def _handler(stub: StubServer) -> type[BaseHTTPRequestHandler]:
 
         def _send(self, status: int, data: dict[str, Any]) -> None:
             content = json.dumps(data).encode()
-            head = f"HTTP/1.1 {status} -\r\nContent-Type: application/json\r\nContent-Length: {len(content)}\r\n\r\n"
+            wait = "Retry-After: 0\r\n" if status == 429 else ""
+            kind = f"Content-Type: application/json\r\n{wait}"
+            head = f"HTTP/1.1 {status} -\r\n{kind}Content-Length: {len(content)}\r\n\r\n"
             try:
                 self.wfile.write(head.encode() + content)  # in one piece: two would wait for each other's receipt
             except OSError:
@@ -249,12 +259,15 @@ def _handler(stub: StubServer) -> type[BaseHTTPRequestHandler]:
 
 def main(arguments: list[str] | None = None) -> None:
     """Serve until killed; the first line printed is the address."""
-    parser = argparse.ArgumentParser(prog="python -m ratchet.testing_server", description=(__doc__ or "").split("\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m ratchet.testing_server", description=(__doc__ or "").partition("\n")[0]
+    )
     parser.add_argument("--port", type=int, default=0)
     parser.add_argument("--latency", type=float, default=0.0, help="seconds before each answer")
     parser.add_argument("--status", type=int, default=200, help="HTTP status of every answer")
     parser.add_argument("--hang", action="store_true", help="never answer")
     parser.add_argument("--garbage", type=float, default=0.0, help="share of answers without any field")
+    parser.add_argument("--flaky", type=float, default=0.0, help="share of requests that fail with 429 or 500")
     parser.add_argument("--die-after", type=int, default=None, help="drop connections after so many requests")
     parser.add_argument("--hopeless", action="store_true", help="no prompt is better than another")
     stub = StubServer(**vars(parser.parse_args(arguments))).start()

@@ -47,7 +47,7 @@ def _version(wanted: bool) -> None:
 )
 def ratchet(
     ctx: typer.Context,
-    debug: Annotated[bool, typer.Option("--debug", envvar="RATCHET_DEBUG", help="Tracebacks and libraries' logs.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", envvar="RATCHET_DEBUG", help="Tracebacks and all logs.")] = False,
     version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="The version.")] = False,
 ) -> None:
     """Makes DSPy programs better and proves it: search, sealed test, signed certificate."""
@@ -71,7 +71,7 @@ def _text(path: Path | None) -> str | None:
 @app.command(
     epilog=_examples(
         "ratchet optimize 'text -> label' --data mails.jsonl --metric exact_match --lm openai/gpt-4.1-mini --max-usd 2",
-        "ratchet optimize app.py:program --train a.csv --validation b.csv --test c.csv --metric app.py:score --lm local",
+        "ratchet optimize app.py:program --train a.csv --validation b.csv --test c.csv --metric app.py:score",
         "ratchet optimize pkg.agent:build --data d.parquet --metric f1 --algorithm gepa,dspy.miprov2 --max-calls 800 "
         "--lm qwen --reflection-lm qwen-large --lm-base http://localhost:8000/v1",
     )
@@ -112,8 +112,8 @@ def optimize(
 ) -> None:
     """Make a program better, and prove it on a sealed test.
 
-    Writes result.json, program.json (plain dspy.Module.load reads it), certificate.json and report.html. Ends with 0 also
-    when no gain could be proven: then the program stays as it is, and the reason is told.
+    Writes result.json, program.json (plain dspy.Module.load reads it), certificate.json and report.html. Ends with 0
+    also when no gain could be proven: then the program stays as it is, and the reason is told.
     """
     settings = _settings(ctx, no_mlflow=no_mlflow)
     from ratchet.bootstrap import Options

@@ -53,5 +53,5 @@ class Commands(TyperGroup):
             if isinstance(error, RatchetError):
                 say(f"ratchet: {error}")
             else:
-                say(f"ratchet: {type(error).__name__}: {error}\nThis is a bug; RATCHET_DEBUG=1 shows where it came from.")
+                say(f"ratchet: {type(error).__name__}: {error} (a bug; RATCHET_DEBUG=1 shows where)")
             raise typer.Exit(exit_code(error)) from error

@@ -35,16 +35,16 @@ Metric = Annotated[
     ),
 ]
 Map = Annotated[
-    list[str] | None, flag("map", "Program field=column of the file; may be repeated.", metavar="FIELD=COLUMN", panel=_DATA)
+    list[str] | None, flag("map", "Program field=column of the file; repeatable.", metavar="FIELD=COLUMN", panel=_DATA)
 ]
 Module = Annotated[str, flag("module", "predict or cot: the module of an inline signature.", panel=_DATA)]
 Instructions = Annotated[str | None, flag("instructions", "Instructions of an inline signature.", panel=_DATA)]
 
 Lm = Annotated[
-    str | None, flag("lm", "Task LM: local, local:/path.gguf, or any model DSPy knows (openai/gpt-4.1-mini).", panel=_LM)
+    str | None, flag("lm", "local, local:/path.gguf, or any model DSPy knows (openai/gpt-4.1-mini).", panel=_LM)
 ]
-ReflectionLm = Annotated[str | None, flag("reflection-lm", "LM that writes prompts; the task LM if left out.", panel=_LM)]
-JudgeLm = Annotated[str | None, flag("judge-lm", "LM that judges; the reflection LM if left out.", panel=_LM)]
+ReflectionLm = Annotated[str | None, flag("reflection-lm", "Writes prompts; the task LM if left out.", panel=_LM)]
+JudgeLm = Annotated[str | None, flag("judge-lm", "Judges; the reflection LM if left out.", panel=_LM)]
 LmBase = Annotated[str | None, flag("lm-base", "Address of an OpenAI-compatible server.", metavar="URL", panel=_LM)]
 Adapter = Annotated[str, flag("adapter", "DSPy adapter: auto, chat, json or xml.", panel=_LM)]
 Temperature = Annotated[float | None, flag("temperature", "Of the task LM.", panel=_LM)]
@@ -52,7 +52,7 @@ MaxTokens = Annotated[int | None, flag("max-tokens", "Longest answer of the task
 LmTimeout = Annotated[float | None, flag("lm-timeout", "Patience with one request.", metavar="SECONDS", panel=_LM)]
 PriceFlag = Annotated[
     str | None,
-    flag("price", "Dollars per million tokens, prompt and completion, where no price is known.", metavar="P,C", panel=_LM),
+    flag("price", "Dollars per million tokens, in and out, where no price is known.", metavar="P,C", panel=_LM),
 ]
 
 MaxCalls = Annotated[int | None, flag("max-calls", "LM calls sent in all, never passed.", panel=_BUDGET)]
@@ -68,7 +68,7 @@ MinImprovement = Annotated[
 ]
 ObjectiveFlag = Annotated[
     str,
-    flag("objective", "Weights of quality, success, cost and latency in the choice.", metavar="NAME:WEIGHT", panel=_SEARCH),
+    flag("objective", "Weights of quality, success, cost and latency.", metavar="NAME:WEIGHT", panel=_SEARCH),
 ]
 SuccessAt = Annotated[float, flag("success-at", "Score from which a run succeeds.", panel=_SEARCH)]
 Seed = Annotated[int, flag("seed", "Same seed, same replies: same result.", panel=_SEARCH)]

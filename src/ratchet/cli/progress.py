@@ -106,6 +106,8 @@ class Progress:
         self._line(line)
 
     def _dollars(self) -> float | None:
+        if self._calls() == 0:
+            return 0.0
         asked, usd = self._known_usd
         if time.monotonic() - asked >= USD_SECONDS:
             usd = self._usd()

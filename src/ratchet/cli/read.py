@@ -64,7 +64,7 @@ def verify(path: Path, *, as_json: bool, settings: Settings) -> None:
         return
     comparison = verdict.comparison
     low, high = comparison.interval
-    render.show(f"[bold green]holds[/]: {verdict.optimization_id}, {render.VERDICTS.get(verdict.status, verdict.status)}")
+    render.show(f"[bold green]holds[/]: {verdict.optimization_id}, {render.VERDICTS[verdict.status]}")
     render.show(
         f"effect {comparison.effect:+.3f} \\[{low:+.3f}, {high:+.3f}], p = {comparison.p_value:.4g}, n = {comparison.n}"
     )
@@ -79,7 +79,7 @@ def algorithms(*, as_json: bool) -> None:
     """The catalogue."""
     found: list[dict[str, Any]] = [{"name": "auto", "kind": "choice", "what": f"{' then '.join(AUTO)}"}]
     for name, search in sorted(NATIVE.items()):
-        module = __import__(search.__module__, fromlist=["__doc__"])  # type: ignore[attr-defined]
+        module = __import__(search.__module__, fromlist=["__doc__"])
         found.append({"name": name, "kind": "native", "what": _first_sentence(module.__doc__)})
     for name in TELEPROMPTERS:
         found.append({"name": name, "kind": "DSPy", "what": "DSPy's own, under Ratchet's budget and sealed test"})

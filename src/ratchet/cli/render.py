@@ -127,7 +127,8 @@ def result_view(result: OptimizationResult, sides: tuple[Side, Side], files: Seq
 def _baseline(measured: Performance) -> str:
     return (
         f"baseline on {measured.n} {measured.split} examples: quality {measured.quality_score:.3f}, "
-        f"success rate {percent(measured.success_rate or 0.0)}, {measured.failed} failed; the sealed test was not opened"
+        f"success rate {percent(measured.success_rate or 0.0)}, {measured.failed} failed; "
+        "the sealed test was not opened"
     )
 
 
@@ -159,7 +160,7 @@ def list_view(optimizations: Sequence[Optimization]) -> Table:
             "" if each.status == "evaluated" else ",".join(options["algorithms"]),
             "" if before is None else score(before),
             "" if after is None else score(after),
-            "" if p is None else f"{p:.4f}",
+            "" if p is None else "<0.0001" if p < 0.0001 else f"{p:.4f}",
         )
     return table
 
@@ -186,7 +187,8 @@ def diff_view(changes: Mapping[str, Mapping[str, Any]]) -> Group:
                     parts.append(f"[{color}]{escape(line)}[/]")
         for mark, color, kind in (("+", "green", "demos_added"), ("-", "red", "demos_removed")):
             parts += [
-                f"[{color}]{mark} demo {escape(json.dumps(demo, ensure_ascii=False, default=str))}[/]" for demo in change[kind]
+                f"[{color}]{mark} demo {escape(json.dumps(demo, ensure_ascii=False, default=str))}[/]"
+                for demo in change[kind]
             ]
     return Group(*parts or ["nothing was changed"])
 

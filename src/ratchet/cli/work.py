@@ -17,17 +17,16 @@ import typer
 from rich.console import Console
 
 from ratchet import bootstrap
-from ratchet.bootstrap import Given, Options, Run
+from ratchet.bootstrap import Given, Options, Run, open_archive
 from ratchet.cli import render
-from ratchet.cli.errors import FAILED, STOPPED, exit_code, say
+from ratchet.cli.errors import STOPPED, exit_code, say
 from ratchet.cli.progress import Progress
-from ratchet.core.errors import Cancelled, RatchetError, StorageUnavailable
+from ratchet.core.errors import Cancelled, RatchetError
 from ratchet.core.result import OptimizationResult
 from ratchet.engine.archive import Archive
 from ratchet.engine.certificate import load_or_make_key
 from ratchet.publish import check_folder, measured, publish
 from ratchet.settings import Settings
-from ratchet.storage.sql import SqlArchive
 
 _CHATTY = ("dspy", "LiteLLM", "litellm", "gepa", "optuna", "httpx", "httpcore", "openai", "mlflow", "alembic")
 
@@ -42,18 +41,6 @@ def quiet(*, debug: bool) -> None:
         logger = logging.getLogger(name)
         logger.setLevel(logging.CRITICAL)
         logger.propagate = False
-
-
-def open_archive(settings: Settings) -> SqlArchive:
-    """The archive of this installation.
-
-    Raises:
-        StorageUnavailable: it cannot be opened.
-    """
-    try:
-        return SqlArchive(settings.database)
-    except OSError as error:
-        raise StorageUnavailable(f"{settings.home} cannot be written to: {error.strerror}") from error
 
 
 @contextmanager
@@ -127,9 +114,7 @@ def _carry_out(
     spent_seconds: float = 0.0,
     result: OptimizationResult | None = None,
 ) -> None:
-    progress = Progress(
-        Console(stderr=True), max_calls=options.max_calls, max_seconds=options.max_minutes * 60
-    )
+    progress = Progress(Console(stderr=True), max_calls=options.max_calls, max_seconds=options.max_minutes * 60)
     run: Run | None = None
     try:
         with progress:
@@ -197,6 +182,3 @@ def archive_if_there(settings: Settings) -> Archive | None:
     """The archive, unless that would make a new, empty one."""
     there = settings.database_url is not None or (settings.home / "ratchet.db").is_file()
     return open_archive(settings) if there else None
-
-
-__all__ = ["FAILED", "archive_if_there", "evaluate", "open_archive", "optimize", "print_json", "quiet", "resume"]

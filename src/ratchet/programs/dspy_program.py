@@ -55,7 +55,7 @@ def _field(name: str, info: Any) -> FieldSpec:
     description = (info.json_schema_extra or {}).get("desc") or ""
     return FieldSpec(
         name=name,
-        type=getattr(kind, "__name__", None) if not get_args(kind) else str(kind).replace("typing.", ""),
+        type=str(kind).replace("typing.", "") if get_args(kind) else getattr(kind, "__name__", str(kind)),
         description="" if description == f"${{{name}}}" else description,
         choices=choices,
     )

@@ -215,39 +215,39 @@ class Gateway:
         """The reply to ``request``, for a thread."""
         started = self._clock()
         key = line.key(request)
-        reply = self._recorded(key)
-        if reply is None:
-            flight, mine = self._board(key)
-            if mine:
-                try:
+        flight, mine = self._board(key)
+        if mine:
+            try:
+                reply = self._recorded(key)
+                if reply is None:
                     with self._threads:
-                        flight.set_result(self._send(line, key, request))
-                except BaseException as error:
-                    flight.set_exception(error)
-                    raise
-                finally:
-                    self._land(key)
-            reply = flight.result()
-        return self._hand_over(reply, started)
+                        reply = self._send(line, key, request)
+                flight.set_result(reply)
+            except BaseException as error:
+                flight.set_exception(error)
+                raise
+            finally:
+                self._land(key)
+        return self._hand_over(flight.result(), started)
 
     async def afetch(self, line: Line, request: Request) -> Response:
         """The reply to ``request``, for a task."""
         started = self._clock()
         key = line.key(request)
-        reply = self._recorded(key)
-        if reply is None:
-            flight, mine = self._board(key)
-            if mine:
-                try:
+        flight, mine = self._board(key)
+        if mine:
+            try:
+                reply = self._recorded(key)
+                if reply is None:
                     async with self._slots():
-                        flight.set_result(await self._asend(line, key, request))
-                except BaseException as error:
-                    flight.set_exception(error)
-                    raise
-                finally:
-                    self._land(key)
-            reply = await asyncio.wrap_future(flight)
-        return self._hand_over(reply, started)
+                        reply = await self._asend(line, key, request)
+                flight.set_result(reply)
+            except BaseException as error:
+                flight.set_exception(error)
+                raise
+            finally:
+                self._land(key)
+        return self._hand_over(await asyncio.wrap_future(flight), started)
 
     def _slots(self) -> asyncio.Semaphore:
         loop = asyncio.get_running_loop()

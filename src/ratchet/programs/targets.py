@@ -148,8 +148,8 @@ def _saved(path: Path) -> Target:
         raise BadRequest(f"{path} is no JSON: {error}") from error
     except (KeyError, TypeError) as error:
         raise BadRequest(
-            f"{path} does not say how its module is built (it has no {SECTION!r} section): it was not saved by Ratchet. "
-            f"Give a factory instead, file.py:function, that builds the module and loads this file"
+            f"{path} was not saved by Ratchet: it has no {SECTION!r} section that says how its module is built. "
+            "Give a factory instead, file.py:function, that builds the module and loads this file"
         ) from error
     target = resolve_target(how["target"], kind=how["kind"], instructions=how["instructions"])
     module = target.module.deepcopy()

@@ -1,0 +1,167 @@
+"""``ratchet.optimize``: the command, as a call."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import dspy
+
+from ratchet.bootstrap import Given, Options, new_run, open_archive
+from ratchet.core.errors import BadData, BadRequest
+from ratchet.core.problem import Example
+from ratchet.core.result import OptimizationResult
+from ratchet.engine.archive import Event
+from ratchet.engine.certificate import load_or_make_key
+from ratchet.programs.datasets import Row, assemble, read_rows, to_examples
+from ratchet.programs.dspy_program import input_names, plain
+from ratchet.publish import check_folder, final_program, publish
+from ratchet.settings import Settings
+
+Data = str | Path | Iterable[dspy.Example | Mapping[str, Any]]
+"""A file, or examples: ``dspy.Example`` with its inputs set, or plain mappings."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome(OptimizationResult):
+    """The result, with the program to use from now on.
+
+    Attributes:
+        program: The improved program when the gain was proven, else a copy of the one given.
+        files: What was written, when a folder was given.
+    """
+
+    program: dspy.Module
+    files: tuple[Path, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """The result as JSON data; without the program, whose prompts are in ``winner``."""
+        return {
+            name: value for name, value in OptimizationResult.to_json(self).items() if name not in ("program", "files")
+        }
+
+
+def optimize(
+    program: dspy.Module,
+    data: Data | None = None,
+    *,
+    metric: str | Callable[..., Any],
+    lm: str | dspy.BaseLM | None = None,
+    reflection_lm: str | dspy.BaseLM | None = None,
+    algorithm: str = "auto",
+    max_calls: int | None = None,
+    max_usd: float | None = None,
+    max_minutes: float = 120.0,
+    train: Data | None = None,
+    validation: Data | None = None,
+    test: Data | None = None,
+    seed: int = 0,
+    out: str | Path | None = None,
+    on_event: Callable[[Event], None] | None = None,
+    **options: Any,
+) -> Outcome:
+    """The outcome of one optimization: a better program with its proof, or none and the reason.
+
+    Works where an event loop runs already, as in a notebook. ``program`` itself is never changed.
+
+    Args:
+        program: What to make better.
+        data: Examples, split here into train, validation and sealed test; or give the three splits.
+        metric: A name such as ``exact_match``, or a function in DSPy's metric signature; higher is better.
+        lm: Task LM, an object or a name; by default ``dspy.settings.lm``.
+        reflection_lm: Writes prompts; by default the task LM.
+        algorithm: ``auto``, or names with commas between them.
+        max_calls: LM calls in all, never passed.
+        max_usd: Dollars in all, never passed.
+        max_minutes: Wall time in all.
+        train: Examples to learn from.
+        validation: Examples to choose by.
+        test: Examples for the proof; no algorithm sees them.
+        seed: Seeds the splits, the search and the statistics.
+        out: Folder for result, program, certificate and report.
+        on_event: Told of what happens, from any thread.
+        **options: Further fields of ``ratchet.bootstrap.Options``.
+
+    Raises:
+        UserError: something given cannot be used.
+        RatchetError: the optimization failed, or was stopped.
+    """
+    if not isinstance(program, dspy.Module):
+        raise BadRequest(f"the program is of type {type(program).__name__}; give a dspy.Module")
+    folder = None if out is None else Path(out)
+    if folder is not None:
+        check_folder(folder)
+    given = Given(
+        program=program,
+        metric=metric if callable(metric) else None,
+        splits=assemble(
+            data=_examples(data, program, "data"),
+            train=_examples(train, program, "train"),
+            validation=_examples(validation, program, "validation"),
+            test=_examples(test, program, "test"),
+            seed=seed,
+        ),
+        lm=None if isinstance(lm, str) else lm,
+        reflection_lm=None if isinstance(reflection_lm, str) else reflection_lm,
+    )
+    asked = _options(
+        {
+            "target": f"{type(program).__module__}:{type(program).__qualname__}",
+            "metric": "" if callable(metric) else metric,
+            "algorithms": tuple(name.strip() for name in algorithm.split(",")),
+            "lm": lm if isinstance(lm, str) else None,
+            "reflection_lm": reflection_lm if isinstance(reflection_lm, str) else None,
+            "max_calls": max_calls,
+            "max_usd": max_usd,
+            "max_minutes": max_minutes,
+            "seed": seed,
+            **options,
+        }
+    )
+    settings = Settings()
+    archive = open_archive(settings)
+    try:
+        run = new_run(asked, given, settings, archive, emit=on_event or (lambda event: None))
+        try:
+            result = run.execute()
+        except KeyboardInterrupt:
+            run.cancel()  # in a notebook the work goes on in a thread of its own
+            raise
+        files: tuple[Path, ...] = ()
+        if folder is not None:
+            files = publish(run, result, folder, key=load_or_make_key(settings.home), rebuildable=False)
+        parts = {each.name: getattr(result, each.name) for each in fields(OptimizationResult)}
+        return Outcome(**parts, program=final_program(run, result), files=files)
+    finally:
+        archive.close()
+
+
+def _options(values: Mapping[str, Any]) -> Options:
+    known = [each.name for each in fields(Options)]
+    if unknown := [name for name in values if name not in known]:
+        raise BadRequest(f"there is no option {unknown[0]!r}; there are {', '.join(known)}")
+    return Options(**values)
+
+
+def _examples(data: Data | None, program: dspy.Module, name: str) -> tuple[Example, ...] | None:
+    """Examples in Ratchet's own form, or None when nothing was given."""
+    if data is None:
+        return None
+    if isinstance(data, str | Path):
+        return to_examples(read_rows(data), inputs=input_names(program), file=data)
+    rows: list[Any] = list(data)
+    if not rows:
+        raise BadData(f"{name}: there are no examples in it")
+    for number, row in enumerate(rows, 1):
+        if not isinstance(row, dspy.Example | Mapping):
+            kind = type(row).__name__
+            raise BadData(f"{name}, example {number}: a {kind} is no example; give dspy.Example or a mapping")
+    if all(isinstance(row, dspy.Example) and row._input_keys for row in rows):
+        return tuple(Example(inputs=plain(row.inputs().toDict()), labels=plain(row.labels().toDict())) for row in rows)
+    return to_examples(
+        [Row(number=number, fields=plain(dict(row.items()))) for number, row in enumerate(rows, 1)],
+        inputs=input_names(program),
+        file=name,
+    )

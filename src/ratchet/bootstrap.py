@@ -327,6 +327,16 @@ class Run:
                     "give --price PROMPT,COMPLETION in dollars per million tokens, or use --max-calls"
                 )
 
+    def listen(self, listener: Callable[[Event], None]) -> None:
+        """Have ``listener`` told of every event too."""
+        first = self._emit
+
+        def tell(event: Event) -> None:
+            first(event)
+            listener(event)
+
+        self._emit = tell
+
     def cancel(self) -> None:
         """Stop cleanly, soon; what was recorded stays, and ``resume`` goes on from there."""
         self.gateway.cancel()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -10,14 +11,14 @@ from typing import Any
 import dspy
 
 from ratchet.bootstrap import Given, Options, new_run, open_archive
+from ratchet.carry_out import carry_out
 from ratchet.core.errors import BadData, BadRequest
 from ratchet.core.problem import Example
 from ratchet.core.result import OptimizationResult
 from ratchet.engine.archive import Event
-from ratchet.engine.certificate import load_or_make_key
 from ratchet.programs.datasets import Row, assemble, read_rows, to_examples
 from ratchet.programs.dspy_program import input_names, plain
-from ratchet.publish import check_folder, final_program, publish
+from ratchet.publish import check_folder, final_program
 from ratchet.settings import Settings
 
 Data = str | Path | Iterable[dspy.Example | Mapping[str, Any]]
@@ -125,13 +126,10 @@ def optimize(
     try:
         run = new_run(asked, given, settings, archive, emit=on_event or (lambda event: None))
         try:
-            result = run.execute()
+            result, files = carry_out(run, folder, settings=settings, warn=warnings.warn, rebuildable=False)
         except KeyboardInterrupt:
             run.cancel()  # in a notebook the work goes on in a thread of its own
             raise
-        files: tuple[Path, ...] = ()
-        if folder is not None:
-            files = publish(run, result, folder, key=load_or_make_key(settings.home), rebuildable=False)
         parts = {each.name: getattr(result, each.name) for each in fields(OptimizationResult)}
         return Outcome(**parts, program=final_program(run, result), files=files)
     finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import math
 import re
 import sqlite3
@@ -12,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from ratchet.core.result import OptimizationResult, Performance
@@ -103,7 +105,14 @@ class Tracker:
             params: Names and values; a None is left out, and what the run already has stays as it is.
             tags: Names and values; a None is left out.
         """
-        run = _Run(self._uri, self._experiment, optimization_id, params=_texts(params), tags=_texts(tags))
+        run = _Run(
+            self._uri,
+            self._experiment,
+            optimization_id,
+            params=_texts(params),
+            tags=_texts(tags),
+            milliseconds=int(self._now() * 1000),
+        )
         # A daemon: a process that is told to stop does not wait for MLflow.
         self._thread = threading.Thread(target=self._work, args=[run], name=f"mlflow {optimization_id}", daemon=True)
         self._thread.start()
@@ -197,20 +206,29 @@ class Tracker:
             if self._warned:
                 return
             self._warned = True
-        self._warn(f"MLflow at {_without_password(self._uri)} cannot be used; the optimization goes on: {cause}")
+        place = _without_password(self._uri)
+        self._warn(f"MLflow at {place} does not take everything; the optimization goes on without it: {cause}")
 
 
 class _Run:
     """One run as MLflow has it; made and used in the tracker's thread alone."""
 
     def __init__(
-        self, uri: str, experiment: str, optimization_id: str, *, params: Mapping[str, str], tags: Mapping[str, str]
+        self,
+        uri: str,
+        experiment: str,
+        optimization_id: str,
+        *,
+        params: Mapping[str, str],
+        tags: Mapping[str, str],
+        milliseconds: int,
     ) -> None:
         self._uri = uri
         self._experiment = experiment
         self._optimization_id = optimization_id
         self._params = params
         self._tags = {**tags, ID_TAG: optimization_id}
+        self._milliseconds = milliseconds
         self._client: Any = None
         self._id = ""
         # Points an earlier process wrote. The resumed optimization measures them again from its journal.
@@ -247,11 +265,16 @@ class _Run:
         from mlflow.entities import Param
 
         # A client with ids, never ``mlflow.start_run``: the module's current run belongs to the user's own program.
-        folder = _sqlite_folder(self._uri)
-        with _alone(folder):
-            client = MlflowClient(tracking_uri=self._uri, registry_uri=self._uri)
+        database = _sqlite_file(self._uri)
+        if database is not None:
+            # MLflow would import it by itself, but under the lock, where others wait for these seconds too.
+            importlib.import_module("mlflow.store.tracking.sqlalchemy_store")
+        with _alone(database):
+            if database is not None and not database.exists():
+                _make_store(database)
+            client = MlflowClient(tracking_uri=self._uri)
             experiment = client.get_experiment_by_name(self._experiment)
-            experiment_id = experiment.experiment_id if experiment else self._new_experiment(client, folder)
+            experiment_id = experiment.experiment_id if experiment else self._new_experiment(client, database)
         found = client.search_runs(
             [experiment_id], filter_string=f"tags.`{ID_TAG}` = '{self._optimization_id}'", max_results=1
         )
@@ -259,7 +282,7 @@ class _Run:
             run = found[0]
             client.update_run(run.info.run_id, status="RUNNING")
         else:
-            run = client.create_run(experiment_id, tags=self._tags, run_name=self._optimization_id)
+            run = client.create_run(experiment_id, self._milliseconds, self._tags, self._optimization_id)
         self._id = run.info.run_id
         self._known = Counter(
             (name, point.value) for name in run.data.metrics for point in client.get_metric_history(self._id, name)
@@ -269,9 +292,9 @@ class _Run:
             client.log_batch(self._id, params=missing[start : start + PARAMS_AT_ONCE])
         self._client = client
 
-    def _new_experiment(self, client: Any, folder: Path | None) -> Any:
+    def _new_experiment(self, client: Any, database: Path | None) -> Any:
         """The id of a new experiment; a server chooses the place of the artifacts itself."""
-        place = (folder / "mlartifacts").as_uri() if folder is not None else None
+        place = (database.parent / "mlartifacts").as_uri() if database is not None else None
         try:
             return client.create_experiment(self._experiment, artifact_location=place)
         except Exception:  # foreign code: another process was faster, or it does not work
@@ -281,28 +304,39 @@ class _Run:
             return experiment.experiment_id
 
 
-def _sqlite_folder(uri: str) -> Path | None:
-    """The folder of a SQLite store, made if need be; None for any other store."""
-    if not uri.startswith("sqlite:///"):
-        return None
-    folder = Path(uri.removeprefix("sqlite:///").partition("?")[0]).resolve().parent
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
+def _sqlite_file(uri: str) -> Path | None:
+    """The file of a SQLite store; None for any other store."""
+    scheme, _, rest = uri.partition(":///")
+    return Path(rest.partition("?")[0]).resolve() if scheme == "sqlite" and rest else None
 
 
 @contextmanager
-def _alone(folder: Path | None) -> Iterator[None]:
+def _alone(database: Path | None) -> Iterator[None]:
     """One opener of a SQLite store at a time, over threads and processes.
 
-    MLflow creates and migrates its tables without a lock, and two that begin at once can leave a store that never
-    works. The lock is SQLite's own: the same on every system, and gone with the process that held it.
+    MLflow makes and migrates its tables without a lock, and two that do so at once leave a store that never works.
+    The lock is SQLite's own: the same on every system, and gone with the process that held it.
     """
-    if folder is None:
+    if database is None:
         yield
         return
-    with closing(sqlite3.connect(folder / "mlflow.lock", timeout=60.0, isolation_level=None)) as lock:
+    database.parent.mkdir(parents=True, exist_ok=True)
+    with closing(sqlite3.connect(database.with_suffix(".lock"), timeout=60.0, isolation_level=None)) as lock:
         lock.execute("BEGIN EXCLUSIVE")
         yield
+
+
+def _make_store(database: Path) -> None:
+    """Make a SQLite store elsewhere and put it in place whole: one whose making was cut short never works."""
+    from mlflow import MlflowClient
+
+    with TemporaryDirectory(dir=database.parent, prefix="mlflow-", ignore_cleanup_errors=True) as folder:
+        made, whole = Path(folder) / "made.db", Path(folder) / "whole.db"
+        MlflowClient(tracking_uri=f"sqlite:///{made}").search_experiments()
+        # A copy, since MLflow keeps its connections to the first one open.
+        with closing(sqlite3.connect(made)) as source, closing(sqlite3.connect(whole)) as target:
+            source.backup(target)
+        whole.replace(database)
 
 
 def _taken(known: Counter[tuple[str, float]], point: _Point) -> bool:

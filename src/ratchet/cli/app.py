@@ -55,11 +55,12 @@ def ratchet(
 
 
 def _settings(ctx: typer.Context, *, no_mlflow: bool = False) -> Any:
-    from ratchet.cli.work import quiet
+    from ratchet.cli.noise import quiet
     from ratchet.settings import Settings, quiet_libraries
 
     quiet_libraries()
-    quiet(debug=bool(ctx.obj))
+    if not ctx.obj:
+        quiet()
     settings = Settings()
     return settings.model_copy(update={"mlflow": False}) if no_mlflow else settings
 

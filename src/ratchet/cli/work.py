@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import signal
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +16,7 @@ from rich.console import Console
 
 from ratchet import bootstrap
 from ratchet.bootstrap import Given, Options, Run, open_archive
+from ratchet.carry_out import carry_out
 from ratchet.cli import render
 from ratchet.cli.errors import STOPPED, exit_code, say
 from ratchet.cli.progress import Progress
@@ -27,20 +26,6 @@ from ratchet.engine.archive import Archive
 from ratchet.engine.certificate import load_or_make_key
 from ratchet.publish import check_folder, measured, publish
 from ratchet.settings import Settings
-
-_CHATTY = ("dspy", "LiteLLM", "litellm", "gepa", "optuna", "httpx", "httpcore", "openai", "mlflow", "alembic")
-
-
-def quiet(*, debug: bool) -> None:
-    """Keep libraries from talking over the progress, unless someone is looking for a fault."""
-    if debug:
-        return
-    warnings.simplefilter("ignore")
-    os.environ.setdefault("TQDM_DISABLE", "1")
-    for name in _CHATTY:
-        logger = logging.getLogger(name)
-        logger.setLevel(logging.CRITICAL)
-        logger.propagate = False
 
 
 @contextmanager
@@ -124,10 +109,10 @@ def _carry_out(
             if result is None:
                 progress.tell(f"optimization {run.id}")
                 with stopping(run.cancel, lambda: setattr(progress, "stopping", True)):
-                    result = run.execute()
+                    result, files = carry_out(run, folder, settings=settings, warn=progress.tell)
             else:
                 progress.tell(f"optimization {run.id} has ended before; nothing is run again")
-            files = publish(run, result, folder, key=load_or_make_key(settings.home))
+                files = publish(run, result, folder, key=load_or_make_key(settings.home))
     except RatchetError as error:
         if run is None:
             raise

@@ -101,6 +101,10 @@ class Receipt:
             self.texts.append(text)
 
 
+class _PilotGone(Exception):
+    """The task that fetched a shared reply was cancelled."""
+
+
 @dataclass(slots=True)
 class _Call:
     """One call of an LM object: its rollout, and how many requests it has made."""
@@ -215,39 +219,43 @@ class Gateway:
         """The reply to ``request``, for a thread."""
         started = self._clock()
         key = line.key(request)
-        flight, mine = self._board(key)
-        if mine:
+        while True:
+            flight, mine = self._board(key)
+            if mine:
+                try:
+                    reply = self._recorded(key)
+                    if reply is None:
+                        with self._threads:
+                            reply = self._send(line, key, request)
+                except BaseException as error:
+                    self._crash(key, flight, error)
+                    raise
+                self._land(key, flight, reply)
             try:
-                reply = self._recorded(key)
-                if reply is None:
-                    with self._threads:
-                        reply = self._send(line, key, request)
-                flight.set_result(reply)
-            except BaseException as error:
-                flight.set_exception(error)
-                raise
-            finally:
-                self._land(key)
-        return self._hand_over(flight.result(), started)
+                return self._hand_over(flight.result(), started)
+            except _PilotGone:
+                continue
 
     async def afetch(self, line: Line, request: Request) -> Response:
         """The reply to ``request``, for a task."""
         started = self._clock()
         key = line.key(request)
-        flight, mine = self._board(key)
-        if mine:
+        while True:
+            flight, mine = self._board(key)
+            if mine:
+                try:
+                    reply = self._recorded(key)
+                    if reply is None:
+                        async with self._slots():
+                            reply = await self._asend(line, key, request)
+                except BaseException as error:
+                    self._crash(key, flight, error)
+                    raise
+                self._land(key, flight, reply)
             try:
-                reply = self._recorded(key)
-                if reply is None:
-                    async with self._slots():
-                        reply = await self._asend(line, key, request)
-                flight.set_result(reply)
-            except BaseException as error:
-                flight.set_exception(error)
-                raise
-            finally:
-                self._land(key)
-        return self._hand_over(await asyncio.wrap_future(flight), started)
+                return self._hand_over(await asyncio.wrap_future(flight), started)
+            except _PilotGone:
+                continue
 
     def _slots(self) -> asyncio.Semaphore:
         loop = asyncio.get_running_loop()
@@ -277,11 +285,19 @@ class Gateway:
             if flight := self._flights.get(key):
                 return flight, False
             flight = self._flights[key] = Future()
+            flight.set_running_or_notify_cancel()  # a passenger who gives up must not cancel it for the others
             return flight, True
 
-    def _land(self, key: str) -> None:
+    def _land(self, key: str, flight: Future[Reply], reply: Reply) -> None:
         with self._lock:
             del self._flights[key]
+        flight.set_result(reply)
+
+    def _crash(self, key: str, flight: Future[Reply], error: BaseException) -> None:
+        """Tell the passengers what went wrong; when only the pilot was called off, one of them takes over."""
+        with self._lock:
+            del self._flights[key]
+        flight.set_exception(error if isinstance(error, Exception | Halt) else _PilotGone())
 
     def _hand_over(self, reply: Reply, started: float) -> Response:
         response = response_from_dict(dict(reply.response))

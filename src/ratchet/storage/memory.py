@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -27,6 +28,7 @@ class MemoryJournal:
     """The replies of one optimization."""
 
     requests: dict[str, _Request] = field(default_factory=dict)
+    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
 
     def find(self, key: str) -> Reply | None:
         """The recorded reply, if there is one."""
@@ -35,9 +37,10 @@ class MemoryJournal:
 
     def reserve(self, key: str, *, role: Role, stage: str, usd: float) -> None:
         """Note that a request is about to be sent; called again for each retry."""
-        request = self.requests.setdefault(key, _Request(role, stage))
-        request.sends += 1
-        request.usd += usd
+        with self._lock:
+            request = self.requests.setdefault(key, _Request(role, stage))
+            request.sends += 1
+            request.usd += usd
 
     def record(self, reply: Reply) -> None:
         """Keep a reply; its reservation is settled."""
@@ -45,9 +48,11 @@ class MemoryJournal:
 
     def sent(self) -> Sent:
         """Totals over everything noted so far."""
-        got = [request.reply for request in self.requests.values() if request.reply is not None]
+        with self._lock:
+            requests = list(self.requests.values())
+        got = [request.reply for request in requests if request.reply is not None]
         by_stage: dict[str, int] = {}
-        for request in self.requests.values():
+        for request in requests:
             by_stage[request.stage] = by_stage.get(request.stage, 0) + request.sends
         return Sent(
             calls=sum(by_stage.values()),
@@ -55,7 +60,7 @@ class MemoryJournal:
             prompt_tokens=sum(reply.prompt_tokens for reply in got),
             completion_tokens=sum(reply.completion_tokens for reply in got),
             usd=sum(reply.cost_usd or 0.0 for reply in got),
-            usd_lost=sum(request.usd for request in self.requests.values() if request.reply is None),
+            usd_lost=sum(request.usd for request in requests if request.reply is None),
             unpriced=sum(reply.cost_usd is None for reply in got),
             by_stage=by_stage,
         )
@@ -71,6 +76,7 @@ class MemoryNotebook:
     _candidates: dict[str, tuple[Candidate, str]] = field(default_factory=dict)
     _evaluations: dict[tuple[str, str, int], tuple[Evaluation, str]] = field(default_factory=dict)
     _events: list[Event] = field(default_factory=list)
+    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
 
     def keep_examples(self, splits: Mapping[str, Sequence[Example]]) -> None:
         """Keep the data as it was split; a second call changes nothing."""
@@ -108,13 +114,15 @@ class MemoryNotebook:
 
     def add_seconds(self, seconds: float) -> None:
         """Add wall time spent on it."""
-        if self.optimization is not None:
-            self.optimization = replace(self.optimization, seconds=self.optimization.seconds + seconds)
+        with self._lock:
+            if self.optimization is not None:
+                self.optimization = replace(self.optimization, seconds=self.optimization.seconds + seconds)
 
     def set_status(self, status: str, *, error: str = "", result: Mapping[str, Any] | None = None) -> None:
         """Move it to another status."""
-        if self.optimization is not None:
-            self.optimization = replace(self.optimization, status=status, error=error, result=result)
+        with self._lock:
+            if self.optimization is not None:
+                self.optimization = replace(self.optimization, status=status, error=error, result=result)
 
 
 @dataclass
@@ -135,6 +143,7 @@ class MemoryArchive:
     def find(self, optimization_id: str) -> Optimization:
         """One optimization; a unique beginning of its id will do."""
         fitting = [key for key in self.notebooks if optimization_id and key.startswith(optimization_id)]
+        fitting = [optimization_id] if optimization_id in fitting else fitting
         if len(fitting) != 1:
             problem = "more than one optimization begins" if fitting else "there is no optimization"
             raise UnknownName(f"{problem} with id {optimization_id!r}; `ratchet list` shows them")

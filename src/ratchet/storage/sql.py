@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -21,6 +22,32 @@ from ratchet.programs.journal import Reply, Role, Sent
 
 metadata = sa.MetaData()
 
+_UNSTORABLE = re.compile("[\ud800-\udfff]")
+
+
+def _text(value: object) -> str:
+    """``value`` as JSON that every database stores: what UTF-8 cannot carry is escaped, all else stays readable."""
+    text = json.dumps(value, ensure_ascii=False, default=str)
+    return _UNSTORABLE.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+
+
+class Words(sa.TypeDecorator[str]):
+    """Text as LMs and users write it; as JSON when it holds what a database refuses, and so begins with a quote."""
+
+    impl = sa.Text
+    cache_ok = True
+
+    def process_bind_param(self, value: str | None, dialect: sa.Dialect) -> str | None:
+        """What is stored."""
+        if value is None or not (value.startswith('"') or "\0" in value or _UNSTORABLE.search(value)):
+            return value
+        return _text(value)
+
+    def process_result_value(self, value: str | None, dialect: sa.Dialect) -> str | None:
+        """What was given."""
+        return str(json.loads(value)) if value is not None and value.startswith('"') else value
+
+
 optimizations = sa.Table(
     "optimizations",
     metadata,
@@ -29,7 +56,7 @@ optimizations = sa.Table(
     sa.Column("status", sa.String(32), nullable=False),
     sa.Column("request", sa.Text, nullable=False),
     sa.Column("result", sa.Text),
-    sa.Column("error", sa.Text, nullable=False, default=""),
+    sa.Column("error", Words, nullable=False, default=""),
     sa.Column("seconds", sa.Float, nullable=False, default=0.0),
 )
 examples = sa.Table(
@@ -49,7 +76,7 @@ candidates = sa.Table(
     sa.Column("key", sa.String(16), nullable=False),
     sa.Column("state", sa.Text, nullable=False),
     sa.Column("parents", sa.Text, nullable=False),
-    sa.Column("origin", sa.Text, nullable=False),
+    sa.Column("origin", Words, nullable=False),
     sa.Column("stage", sa.String(64), nullable=False),
     sa.UniqueConstraint("optimization_id", "key"),
 )
@@ -64,8 +91,8 @@ evaluations = sa.Table(
     sa.Column("stage", sa.String(64), nullable=False),
     sa.Column("score", sa.Float),
     sa.Column("failure_kind", sa.String(16)),
-    sa.Column("failure_message", sa.Text),
-    sa.Column("feedback", sa.Text, nullable=False),
+    sa.Column("failure_message", Words),
+    sa.Column("feedback", Words, nullable=False),
     sa.Column("prediction", sa.Text),
     sa.Column("trace", sa.Text, nullable=False),
     sa.Column("calls", sa.Integer, nullable=False),
@@ -102,10 +129,6 @@ events = sa.Table(
 )
 
 
-def _text(value: object) -> str:
-    return json.dumps(value, ensure_ascii=False, default=str)
-
-
 class SqlArchive:
     """All optimizations in one database.
 
@@ -134,10 +157,12 @@ class SqlArchive:
         except (sa.exc.OperationalError, sa.exc.InterfaceError) as error:
             raise StorageUnavailable(f"the database {self._url.render_as_string()} refused: {error.orig}") from error
 
+    def _insert(self, table: sa.Table) -> sqlite.Insert | postgresql.Insert:
+        return postgresql.insert(table) if self._engine.dialect.name == "postgresql" else sqlite.insert(table)
+
     def _insert_new(self, connection: sa.Connection, table: sa.Table, values: Mapping[str, Any]) -> None:
         """Insert a row; one whose key is already there stays as it is."""
-        dialect = postgresql if self._engine.dialect.name == "postgresql" else sqlite
-        connection.execute(dialect.insert(table).values(**values).on_conflict_do_nothing())
+        connection.execute(self._insert(table).values(**values).on_conflict_do_nothing())
 
     def close(self) -> None:
         """Give back the connections."""
@@ -149,11 +174,12 @@ class SqlArchive:
             connection.execute(
                 optimizations.insert().values(
                     id=optimization.id,
-                    created_at=optimization.created_at.isoformat(),
+                    created_at=optimization.created_at.astimezone(UTC).isoformat(),  # so that texts sort as times
                     status=optimization.status,
                     request=_text(dict(optimization.request)),
-                    error="",
-                    seconds=0.0,
+                    result=None if optimization.result is None else _text(dict(optimization.result)),
+                    error=optimization.error,
+                    seconds=optimization.seconds,
                 )
             )
         return SqlNotebook(self, optimization.id)
@@ -164,9 +190,14 @@ class SqlArchive:
 
     def find(self, optimization_id: str) -> Optimization:
         """One optimization; a unique beginning of its id will do."""
-        query = optimizations.select().where(optimizations.c.id.startswith(optimization_id, autoescape=True))
+        # Not LIKE: to SQLite it is blind to case. The shortest first: an id in full may begin another one.
+        query = optimizations.select().where(
+            sa.func.substr(optimizations.c.id, 1, len(optimization_id)) == optimization_id
+        )
         with self._writing() as connection:
-            rows = connection.execute(query.limit(2)).mappings().all()
+            rows = connection.execute(query.order_by(sa.func.length(optimizations.c.id)).limit(2)).mappings().all()
+        if rows and rows[0]["id"] == optimization_id:
+            return _optimization(rows[0])
         if len(rows) != 1 or not optimization_id:
             problem = "more than one optimization begins" if len(rows) > 1 else "there is no optimization"
             raise UnknownName(f"{problem} with id {optimization_id!r}; `ratchet list` shows them")
@@ -208,18 +239,12 @@ class SqlJournal:
 
     def reserve(self, key: str, *, role: Role, stage: str, usd: float) -> None:
         """Note that a request is about to be sent; called again for each retry."""
+        first = self._archive._insert(replies).values(
+            optimization_id=self._id, key=key, role=role, stage=stage, sends=1, usd_reserved=usd
+        )
+        again = {"sends": replies.c.sends + 1, "usd_reserved": replies.c.usd_reserved + usd}
         with self._archive._writing() as connection:
-            again = (
-                replies.update()
-                .where(self._this(key))
-                .values(sends=replies.c.sends + 1, usd_reserved=replies.c.usd_reserved + usd)
-            )
-            if connection.execute(again).rowcount == 0:
-                connection.execute(
-                    replies.insert().values(
-                        optimization_id=self._id, key=key, role=role, stage=stage, sends=1, usd_reserved=usd
-                    )
-                )
+            connection.execute(first.on_conflict_do_update(index_elements=["optimization_id", "key"], set_=again))
 
     def record(self, reply: Reply) -> None:
         """Keep a reply; its reservation is settled."""
@@ -262,7 +287,10 @@ class SqlNotebook:
 
     def keep_examples(self, splits: Mapping[str, Sequence[Example]]) -> None:
         """Keep the data as it was split; a second call changes nothing."""
+        there = sa.select(examples.c.position).where(examples.c.optimization_id == self._id).limit(1)
         with self._archive._writing() as connection:
+            if connection.execute(there).first() is not None:
+                return
             for split, rows in splits.items():
                 for position, example in enumerate(rows):
                     values = {

@@ -6,10 +6,12 @@ import json
 import os
 import re
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -125,6 +127,26 @@ def test_columns_are_mapped_to_fields(stub: StubServer, tmp_path: Path) -> None:
     renamed = write(tmp_path / "r.jsonl", [{"body": row["text"], "class": row["label"]} for row in rows(200)])
     done = optimize(stub, renamed, "--map", "text=body", "--map", "label=class", "--max-calls", 30)
     assert done.exit_code == 0, done.output
+
+
+def test_an_optimization_is_a_run_in_mlflow(
+    stub: StubServer, data: str, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("RATCHET_NO_MLFLOW")
+    result = json.loads(optimize(stub, data, "--max-calls", 30, "--json").stdout)
+    with closing(sqlite3.connect(home / "mlflow.db")) as database:
+        tags = dict(database.execute("select key, value from tags").fetchall())
+    assert tags["ratchet.optimization_id"] == result["optimization_id"]
+    assert tags["ratchet.status"] == "declined"
+
+
+def test_a_dead_mlflow_is_told_and_stops_nothing(stub: StubServer, data: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RATCHET_NO_MLFLOW")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    done = optimize(stub, data, "--max-calls", 30)
+    assert done.exit_code == 0
+    assert "MLflow" in done.stderr
 
 
 # --- reading ----------------------------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any, TypeVar
 
 import dspy
@@ -24,7 +25,7 @@ from ratchet.core.result import OptimizationResult, Spend
 from ratchet.engine.archive import Event, Notebook, Optimization
 from ratchet.engine.optimize import Algorithms, Job, Optimizer, with_spend
 from ratchet.programs import targets
-from ratchet.programs.datasets import Splits, assemble, dataset_hash, read_rows, to_examples
+from ratchet.programs.datasets import Row, Splits, assemble, dataset_hash, read_rows, to_examples
 from ratchet.programs.dspy_program import DspyProgram, input_names, output_names, state_of
 from ratchet.programs.gateway import Gateway, GatewayLM, Halt, Limits, Line, Price
 from ratchet.programs.journal import Role
@@ -215,16 +216,26 @@ def _one_answer(metric: str) -> bool:
     return metric in ("exact_match", "f1", "numeric", "contains")
 
 
+def examples_for(
+    module: dspy.Module, rows: Sequence[Row], *, metric: str, rename: Mapping[str, str], file: str | Path
+) -> tuple[Example, ...]:
+    """Rows as examples for a program; a label that ``metric`` compares must then be there in every row.
+
+    Raises:
+        BadData: a row cannot be used.
+    """
+    columns = {*rows[0].fields, *rename}
+    answers = [field for field in output_names(module) if field in columns] if _one_answer(metric) else []
+    return to_examples(rows, inputs=input_names(module), required_labels=answers, rename=rename, file=file)
+
+
 def _splits(options: Options, given: Given, module: dspy.Module) -> Splits:
-    inputs = input_names(module)
     files = {"data": options.data, "train": options.train, "validation": options.validation, "test": options.test}
     parts: dict[str, Any] = {}
     for name, file in files.items():
         if file is not None:
-            rows, rename = read_rows(file), dict(options.fields)
-            columns = {*rows[0].fields, *rename}
-            answers = [field for field in output_names(module) if field in columns] if _one_answer(options.metric) else []
-            parts[name] = to_examples(rows, inputs=inputs, required_labels=answers, rename=rename, file=file)
+            rename = dict(options.fields)
+            parts[name] = examples_for(module, read_rows(file), metric=options.metric, rename=rename, file=file)
     if given.examples is not None:
         parts["data"] = given.examples
     if not parts:
@@ -519,7 +530,11 @@ def new_run(
             id=identity,
             status="running",
             created_at=datetime.now(UTC),
-            request={"options": options.to_json(), "identities": identities(prepared)},
+            request={
+                "options": options.to_json(),
+                "identities": identities(prepared),
+                "kind": "objects" if given.program is not None else "names",
+            },
         )
     )
     splits = prepared.splits
@@ -544,6 +559,8 @@ def resumed_run(
     stored = archive.find(optimization_id)
     if stored.request.get("kind") == "evaluation":
         raise BadRequest(f"{stored.id} is an evaluation, not an optimization; run `ratchet evaluate` again")
+    if stored.request.get("kind") == "objects" and given.program is None:
+        raise BadRequest(f"{stored.id} was begun from Python, with objects that no name here stands for")
     notebook = archive.open(stored.id)
     options = Options.from_json(stored.request["options"])
     parts = notebook.examples()

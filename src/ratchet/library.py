@@ -10,14 +10,14 @@ from typing import Any
 
 import dspy
 
-from ratchet.bootstrap import Given, Options, new_run, open_archive
+from ratchet.bootstrap import Given, Options, examples_for, new_run, open_archive
 from ratchet.carry_out import carry_out
 from ratchet.core.errors import BadData, BadRequest
 from ratchet.core.problem import Example
 from ratchet.core.result import OptimizationResult
 from ratchet.engine.archive import Event
-from ratchet.programs.datasets import Row, assemble, read_rows, to_examples
-from ratchet.programs.dspy_program import input_names, plain
+from ratchet.programs.datasets import Row, assemble, read_rows
+from ratchet.programs.dspy_program import plain
 from ratchet.publish import check_folder, final_program
 from ratchet.settings import Settings
 
@@ -98,10 +98,10 @@ def optimize(
         program=program,
         metric=metric if callable(metric) else None,
         splits=assemble(
-            data=_examples(data, program, "data"),
-            train=_examples(train, program, "train"),
-            validation=_examples(validation, program, "validation"),
-            test=_examples(test, program, "test"),
+            data=_examples(data, program, metric, "data"),
+            train=_examples(train, program, metric, "train"),
+            validation=_examples(validation, program, metric, "validation"),
+            test=_examples(test, program, metric, "test"),
             seed=seed,
         ),
         lm=None if isinstance(lm, str) else lm,
@@ -143,12 +143,15 @@ def _options(values: Mapping[str, Any]) -> Options:
     return Options(**values)
 
 
-def _examples(data: Data | None, program: dspy.Module, name: str) -> tuple[Example, ...] | None:
+def _examples(
+    data: Data | None, program: dspy.Module, metric: str | Callable[..., Any], name: str
+) -> tuple[Example, ...] | None:
     """Examples in Ratchet's own form, or None when nothing was given."""
     if data is None:
         return None
+    named = metric if isinstance(metric, str) else ""
     if isinstance(data, str | Path):
-        return to_examples(read_rows(data), inputs=input_names(program), file=data)
+        return examples_for(program, read_rows(data), metric=named, rename={}, file=data)
     rows: list[Any] = list(data)
     if not rows:
         raise BadData(f"{name}: there are no examples in it")
@@ -158,8 +161,5 @@ def _examples(data: Data | None, program: dspy.Module, name: str) -> tuple[Examp
             raise BadData(f"{name}, example {number}: a {kind} is no example; give dspy.Example or a mapping")
     if all(isinstance(row, dspy.Example) and row._input_keys for row in rows):
         return tuple(Example(inputs=plain(row.inputs().toDict()), labels=plain(row.labels().toDict())) for row in rows)
-    return to_examples(
-        [Row(number=number, fields=plain(dict(row.items()))) for number, row in enumerate(rows, 1)],
-        inputs=input_names(program),
-        file=name,
-    )
+    plain_rows = [Row(number=number, fields=plain(dict(row.items()))) for number, row in enumerate(rows, 1)]
+    return examples_for(program, plain_rows, metric=named, rename={}, file=name)

@@ -12,15 +12,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from ratchet.bootstrap import Given, Options, Run, identities, prepare, run_anywhere
+from ratchet.bootstrap import Given, Options, Run, examples_for, identities, prepare, run_anywhere
 from ratchet.core.errors import BadRequest, Cancelled
 from ratchet.core.evaluation import Evaluation, Evaluations
 from ratchet.core.problem import Example
 from ratchet.engine.archive import Archive, Event, Optimization
 from ratchet.engine.report import Side
 from ratchet.engine.runner import Runner
-from ratchet.programs.datasets import Splits, read_rows, to_examples, without_duplicates
-from ratchet.programs.dspy_program import input_names
+from ratchet.programs.datasets import Splits, read_rows, without_duplicates
 from ratchet.programs.targets import resolve_target
 from ratchet.publish import side
 from ratchet.settings import Settings
@@ -94,7 +93,8 @@ def begin(
         UserError: it cannot be carried out; nothing was stored then.
     """
     module = resolve_target(options.target, kind=options.module, instructions=options.instructions).module
-    read = to_examples(read_rows(file), inputs=input_names(module), rename=dict(options.fields), file=file)
+    rows = read_rows(file)
+    read = examples_for(module, rows, metric=options.metric, rename=dict(options.fields), file=file)
     examples, notes = without_duplicates(read)
     examples = examples[:limit]
     for note in notes:

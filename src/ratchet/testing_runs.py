@@ -1,8 +1,8 @@
 """Whole optimizations against the stub server, as the acceptance tests and benches drive them.
 
-    with StubServer() as stub:
-        outcome = optimize(stub.base, folder, algorithm="gepa", max_calls=100)
-    assert stub.requests <= 100
+with StubServer() as stub:
+    outcome = optimize(stub.base, folder, algorithm="gepa", max_calls=100)
+assert stub.requests <= 100
 """
 
 from __future__ import annotations
@@ -35,7 +35,9 @@ def splits(train: int = 40, validation: int = 40, test: int = 60) -> Splits:
     first = 0
     for size in (train, validation, test):
         parts.append(
-            tuple(Example(inputs={"text": row["text"]}, labels={"label": row["label"]}) for row in rows(size, first=first))
+            tuple(
+                Example(inputs={"text": row["text"]}, labels={"label": row["label"]}) for row in rows(size, first=first)
+            )
         )
         first += size
     return Splits(train=parts[0], validation=parts[1], test=parts[2])

@@ -7,7 +7,8 @@ from dataclasses import replace
 
 import pytest
 
-from ratchet.algorithms.bootstrap import Scoreboard, bootstrap
+from ratchet.algorithms.bootstrap import bootstrap
+from ratchet.algorithms.scoreboard import Scoreboard
 from ratchet.core.algorithm import Algorithm, Evaluate, Generate, Together
 from ratchet.core.errors import BudgetSpent
 from ratchet.core.evaluation import Evaluation, Evaluations, Step

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from ratchet.algorithms.miprov2 import TIPS, Space, Tpe, miprov2
+from ratchet.algorithms.miprov2 import SHOWN, TIPS, Space, Tpe, miprov2
 from ratchet.core.algorithm import Algorithm, Evaluate, Generate, Together
 from ratchet.core.errors import BudgetSpent
 from ratchet.core.evaluation import Evaluations
@@ -83,7 +83,8 @@ def test_proposals_are_grounded_in_data_program_fields_and_demos_and_only_usable
     for prompt, tip in itertools.product(prompts, ("Questions about moods.", problem.description, "calm, angry")):
         assert tip in prompt
     assert {tip for tip in TIPS for prompt in prompts if tip in prompt} == set(TIPS)
-    assert all(sum(example.inputs["question"] in prompt for example in problem.train) == 2 for prompt in prompts)
+    shown = [sum(example.inputs["question"] in prompt for example in problem.train) for prompt in prompts]
+    assert all(1 <= count <= SHOWN for count in shown)
     assert max(map(len, prompts)) < 1500
 
     texts = ["", "```\nAnswer the question.\n```", "x" * 4001, "Be right.", "```\nBe right.\n```", "Be quick."]

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
 
-from ratchet.algorithms.instruction import read_instruction
+from ratchet.algorithms.instruction import is_code, read_instruction
 from ratchet.core.algorithm import Algorithm, Steps, evaluate, generate, in_parallel
 from ratchet.core.errors import BudgetSpent
 from ratchet.core.evaluation import Evaluation, Evaluations, Step
@@ -308,7 +308,7 @@ class Proposing:
         fallback = None
         for _ in range(ATTEMPTS):
             text = read_instruction((yield from generate(prompt, temperature=self.temperature)))
-            if text is None or len(text) > LONGEST_INSTRUCTIONS:
+            if text is None or len(text) > LONGEST_INSTRUCTIONS or is_code(text):
                 continue
             child = parent.with_instructions(predictor, text, origin=f"gepa: rewrite of {predictor}")
             if not self.is_new(child):
@@ -395,8 +395,9 @@ Current instructions:
 {runs}
 
 Write the complete new instructions. State the rules that would have avoided these failures, and keep what works. They
-must hold for inputs nobody has seen: name kinds of cases, do not repeat inputs from the runs. Be specific and brief.
-Put the new instructions, and nothing else, between ``` fences."""
+must hold for inputs nobody has seen: name kinds of cases, do not repeat inputs from the runs. Where the answer is one
+of a few, say what each means and how to tell it from the others. Use plain English and no code. Be specific and brief.
+Answer with the new instructions only; begin with "Your task is"."""
 
 
 def clip(value: object) -> str:

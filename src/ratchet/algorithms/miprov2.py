@@ -19,7 +19,9 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
-from ratchet.algorithms.bootstrap import (
+from ratchet.algorithms.demos import DemoSet, demo_sets, even, labelled_demo, spread
+from ratchet.algorithms.instruction import accepted, job_prompt, read_instruction, shortened
+from ratchet.algorithms.scoreboard import (
     BOOTSTRAP_SHARE,
     Scoreboard,
     gather,
@@ -27,21 +29,23 @@ from ratchet.algorithms.bootstrap import (
     race,
     validate_leaders,
 )
-from ratchet.algorithms.demos import DemoSet, demo_sets, even, spread
-from ratchet.algorithms.instruction import read_instruction
-from ratchet.algorithms.random_search import accepted, named, shortened
 from ratchet.core.algorithm import Algorithm, Steps
 from ratchet.core.errors import BudgetSpent
 from ratchet.core.problem import Candidate, Example, Fields, PredictorSpec, Problem, canonical
 
 TIPS = (
+    "Say what each possible answer means and how to tell it from the others.",
     "State the task in one plain sentence, then the form of the answer.",
-    "Say for each possible answer when it is the right one.",
+    "Say for each field of the answer how to find it in the input, and what to do when it is not there.",
     "Name the mistakes that are easy to make here and how to avoid them.",
     "Give a short procedure of numbered steps that ends in the answer.",
     "Be brief: leave out every word that does not help.",
-    "Speak to an expert of this field and name what experts look at first.",
 )
+"""What a proposal should do, the most useful first."""
+
+SHOWN = 8
+"""Examples of right answers shown to the reflection LM."""
+
 FULL_EVERY = 10
 AT_ONCE = 4
 
@@ -118,12 +122,16 @@ def propose(
     summary = (read_instruction(texts[0]) if texts else None) or ""
     prompts = []
     for spec in problem.predictors:
-        tips = rng.sample(TIPS, min(count, len(TIPS)))
-        for number, tip in enumerate(tips):
-            shown = sets[number % len(sets)].get(spec.name, ()) if sets else ()
+        for number, tip in enumerate(TIPS[:count]):
+            shown = sets[number % len(sets)].get(spec.name, ()) if sets else _answers(problem, spec, rng)
             prompts.append((spec.name, proposal_prompt(problem, spec, summary=summary, demos=shown, tip=tip)))
     texts = yield from board.ask([prompt for _, prompt in prompts])
     return accepted(problem, [(name, text) for (name, _), text in zip(prompts, texts, strict=False)])
+
+
+def _answers(problem: Problem, spec: PredictorSpec, rng: random.Random) -> list[Fields]:
+    """Right answers of training examples, where the labels hold them."""
+    return [demo for each in even(problem.train, size=SHOWN, rng=rng) if (demo := labelled_demo(spec, each))]
 
 
 def summary_prompt(examples: Sequence[Example]) -> str:
@@ -139,21 +147,19 @@ def summary_prompt(examples: Sequence[Example]) -> str:
 
 
 def proposal_prompt(problem: Problem, spec: PredictorSpec, *, summary: str, demos: Sequence[Fields], tip: str) -> str:
-    """What the reflection LM is asked for new instructions; what varies comes last, so that LMs can reuse the rest."""
+    """What the reflection LM is asked for new instructions of one predictor."""
     others = [each.name for each in problem.predictors if each.name != spec.name]
-    parts = (
-        "Write the instructions for one step of an LM program.",
-        f"The program: {problem.description[:600]}" if problem.description else "",
-        f"The data: {summary[:600]}" if summary else "",
-        f"The step `{spec.name}` reads {named(spec.inputs)} and writes {named(spec.outputs)}.",
-        f"Other steps of the program: {', '.join(others)}." if others else "",
-        f"Its instructions now: {problem.seed.predictors[spec.name].instructions[:1000]}",
-        "Examples of the step:" if demos else "",
-        *(shortened(demo) for demo in demos[:2]),
-        f"Tip: {tip}",
-        "Answer with better instructions only, between ``` and ```.",
+    return job_prompt(
+        spec,
+        now=problem.seed.predictors[spec.name].instructions,
+        examples=demos[:SHOWN],
+        wish=tip,
+        about=(
+            f"The program: {problem.description[:600]}" if problem.description else "",
+            f"The data: {summary[:600]}" if summary else "",
+            f"Other steps of the program: {', '.join(others)}." if others else "",
+        ),
     )
-    return "\n".join(part for part in parts if part)
 
 
 # Step 3: search the combinations

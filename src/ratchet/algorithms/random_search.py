@@ -14,14 +14,15 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 
-from ratchet.algorithms.bootstrap import BOOTSTRAP_SHARE, Scoreboard, gather, race
-from ratchet.algorithms.demos import demo_sets, spread
-from ratchet.algorithms.instruction import read_instruction
+from ratchet.algorithms.demos import demo_sets, even, spread
+from ratchet.algorithms.instruction import accepted, job_prompt
+from ratchet.algorithms.scoreboard import BOOTSTRAP_SHARE, Scoreboard, gather, race
 from ratchet.core.algorithm import Algorithm, Steps
 from ratchet.core.errors import BudgetSpent
-from ratchet.core.problem import Candidate, Example, Fields, FieldSpec, PredictorSpec, Problem, canonical
+from ratchet.core.problem import Candidate, Example, Fields, PredictorSpec, Problem
 
-MAX_INSTRUCTION = 4000
+EXAMPLES = 6
+"""Examples shown to the reflection LM."""
 
 Options = Mapping[str, Sequence[str]]
 """Instructions to choose from, per predictor; the seed's own first."""
@@ -54,7 +55,7 @@ def rewrite(board: Scoreboard, *, rng: random.Random, count: int) -> Steps[dict[
     """Each predictor's own instructions and up to ``count`` rewrites of them."""
     problem = board.problem
     prompts = [
-        (spec.name, rewrite_prompt(problem, spec, rng.sample(problem.train, min(3, len(problem.train)))))
+        (spec.name, rewrite_prompt(problem, spec, even(problem.train, size=EXAMPLES, rng=rng)))
         for spec in problem.predictors
         for _ in range(count)
     ]
@@ -63,47 +64,13 @@ def rewrite(board: Scoreboard, *, rng: random.Random, count: int) -> Steps[dict[
 
 
 def rewrite_prompt(problem: Problem, spec: PredictorSpec, examples: Sequence[Example]) -> str:
-    """What the reflection LM is asked for one rewrite."""
-    return "\n".join(
-        (
-            "Rewrite the instructions of one step of an LM program, so that a small LM follows them without mistakes.",
-            f"The step reads {named(spec.inputs)} and writes {named(spec.outputs)}.",
-            f"Its instructions now:\n```\n{problem.seed.predictors[spec.name].instructions}\n```",
-            "Examples:",
-            *(shortened(example.fields) for example in examples),
-            "Keep every fact the instructions hold. Answer with the new instructions only, between ``` and ```.",
-        )
+    """What the reflection LM is asked for other instructions."""
+    return job_prompt(
+        spec,
+        now=problem.seed.predictors[spec.name].instructions,
+        examples=[example.fields for example in examples],
+        wish="Say what the job is and how to do it well.",
     )
-
-
-def accepted(problem: Problem, proposals: Sequence[tuple[str, str]]) -> dict[str, list[str]]:
-    """The seed's instructions per predictor, then what can be used of ``proposals`` (predictor, text of the LM)."""
-    options = {name: [state.instructions] for name, state in problem.seed.predictors.items()}
-    for name, text in proposals:
-        instructions = read_instruction(text)
-        if instructions and len(instructions) <= MAX_INSTRUCTION and instructions not in options[name]:
-            options[name].append(instructions)
-    return options
-
-
-def named(fields: Sequence[FieldSpec]) -> str:
-    """Fields in words: name, type or choices, description.
-
-    >>> named([FieldSpec(name="mood", type="Literal", choices=("calm", "angry"))])
-    '`mood` (one of: calm, angry)'
-    """
-    return ", ".join(f"`{field.name}` ({_kind(field)})" for field in fields)
-
-
-def _kind(field: FieldSpec) -> str:
-    kind = f"one of: {', '.join(field.choices)}" if field.choices else field.type
-    return f"{kind}; {field.description[:100]}" if field.description else kind
-
-
-def shortened(fields: Fields, *, each: int = 200) -> str:
-    """``fields`` on one line, each value cut to ``each`` characters: the reader is slow."""
-    values = ((name, value if isinstance(value, str) else canonical(value)) for name, value in fields.items())
-    return "- " + " | ".join(f"{name}: {text if len(text) <= each else text[:each] + '...'}" for name, text in values)
 
 
 def _draw(

@@ -91,6 +91,8 @@ class Progress:
                 self.best = max(self.best or 0.0, event.payload["mean"])
             case "preflight":
                 self._expected = min(filter(None, (self._max_calls, event.payload["forecast_calls"])))
+            case "note":
+                self._line(event.payload["message"])
             case "refused":
                 self._line(f"the reflection LM refused a prompt: {event.payload['message']}")
         if self._live is None and (told or time.monotonic() - self._printed > QUIET_SECONDS):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+import shutil
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +21,7 @@ from ratchet.engine.archive import Optimization
 from ratchet.engine.report import Measure, Side
 
 NOT_MEASURED, UNKNOWN = "not measured", "unknown"
+WIDE = 100
 VERDICTS = {
     "improved": "[bold green]improved[/]",
     "no_proven_gain": "[bold yellow]no proven gain[/]",
@@ -44,10 +48,11 @@ def percent(value: float) -> str:
 def usd(value: float) -> str:
     """Dollars; small ones with the digits that count.
 
-    >>> usd(0.0), usd(0.000123), usd(12.5)
-    ('$0.00', '$0.00012', '$12.50')
+    >>> usd(0.0), usd(0.0001234), usd(12.5)
+    ('$0.00', '$0.000123', '$12.50')
     """
-    return f"${value:.2f}" if value == 0 or value >= 0.1 else f"${value:.2g}"
+    digits = 2 if value == 0 else max(2, 2 - math.floor(math.log10(abs(value))))
+    return f"${value:,.{digits}f}"
 
 
 def milliseconds(value: float) -> str:
@@ -63,12 +68,17 @@ _ROWS: tuple[tuple[str, str, Show], ...] = (
 )
 
 
+def _joint() -> str:
+    """What stands between a figure and its interval: a narrow terminal gets two lines."""
+    return " " if not sys.stdout.isatty() or shutil.get_terminal_size().columns >= WIDE else "\n"
+
+
 def _measured(measure: Measure, show: Show, *, none: str) -> str:
     if measure.mean is None:
         return none
     if measure.interval is None:
         return show(measure.mean)
-    return f"{show(measure.mean)} [dim]\\[{show(measure.interval[0])}, {show(measure.interval[1])}][/]"
+    return f"{show(measure.mean)}{_joint()}[dim]\\[{show(measure.interval[0])}, {show(measure.interval[1])}][/]"
 
 
 def _change(comparison: Comparison | None, show: Show) -> str:
@@ -79,7 +89,7 @@ def _change(comparison: Comparison | None, show: Show) -> str:
     def signed(value: float) -> str:
         return f"{'-' if value < 0 else '+'}{show(abs(value))}"
 
-    return f"{signed(comparison.effect)} [dim]\\[{signed(low)}, {signed(high)}][/]"
+    return f"{signed(comparison.effect)}{_joint()}[dim]\\[{signed(low)}, {signed(high)}][/]"
 
 
 def _table(*heads: str) -> Table:
@@ -91,10 +101,11 @@ def _table(*heads: str) -> Table:
 
 def result_view(result: OptimizationResult, sides: tuple[Side, Side], files: Sequence[Path] = ()) -> Group:
     """One optimization's outcome."""
-    parts: list[Any] = [f"{VERDICTS[result.status]}: {escape(result.reason)}"]
+    reason = result.reason.removeprefix(result.status.replace("_", " ")).lstrip(": ")  # the verdict is said once
+    parts: list[Any] = [f"{VERDICTS[result.status]}: {escape(reason)}"]
     comparisons = (result.comparison, None, result.cost_comparison, result.latency_comparison)
     if result.comparison is not None:
-        table = _table("sealed test", "baseline", "optimized", "change, 95 % interval")
+        table = _table("sealed test, 95 % intervals", "baseline", "optimized", "change")
         for (name, part, show), comparison in zip(_ROWS, comparisons, strict=True):
             none = UNKNOWN if part == "cost_usd" else NOT_MEASURED
             cells = (_measured(getattr(side, part), show, none=none) for side in sides)

@@ -201,16 +201,19 @@ class Optimizer:
     async def _look_ahead(self, baseline: Evaluations) -> Preflight:
         assert self.plan is not None
         repeated: list[list[float]] = []
+        rows = {(row.example.key, row.repeat): row for row in baseline}
         if self.plan.search_runs > 10 * PROBE:
             self._begin("preflight")
             again = await self.runner.evaluate(self.job.seed, self.validation[:PROBE], repeats=2)
+            rows |= {(row.example.key, row.repeat): row for row in again}
             scores = again.scores
             repeated = [list(scores[index : index + 2]) for index in range(0, len(scores), 2)]
         self.preflight = look_ahead(
             baseline,
             repeated,
             self.plan,
-            spent=self.job.ledger.calls,
+            # Not what the ledger says: after a crash it knows of calls that are still to come in the replay.
+            spent=sum(row.usage.calls for row in rows.values()),
             concurrency=self.job.concurrency,
             min_improvement=self.job.request.constraints.min_improvement_threshold,
         )

@@ -33,7 +33,11 @@ class Ledger(Protocol):
         """Replies the stage may still ask for; None for no limit."""
 
     def recall(self, keys: tuple[str, ...]) -> None:
-        """Count the replies of a stored evaluation."""
+        """Count the replies of a stored evaluation.
+
+        Raises:
+            BudgetSpent: the stage's allowance does not hold them.
+        """
 
 
 class Runner:
@@ -65,23 +69,24 @@ class Runner:
         self._on_evaluations = on_evaluations
         self._slots = asyncio.Semaphore(concurrency)
         self._under_way: dict[RowKey, asyncio.Task[Evaluation]] = {}
-        self._rows: dict[RowKey, tuple[Evaluation, str]] = {}
-        self._kept_candidates: set[str] = set()
+        self._stored = {(row.candidate, row.example.key, row.repeat): row for row, _ in notebook.evaluations()}
+        # What an earlier process stored is not known before it is asked for again: the replay must take every turn that
+        # the first run took.
+        self._rows: dict[RowKey, Evaluation] = {}
+        self._candidates: dict[str, Candidate] = {}
         self._texts = 0
         self.calls_per_run = 1.0
-        for row, stage in notebook.evaluations():
-            self._rows[row.candidate, row.example.key, row.repeat] = (row, stage)
 
     def known(self, candidate: Candidate, examples: Sequence[Example]) -> Evaluations | None:
-        """The stored rows of ``candidate`` on ``examples``, or None when one is missing."""
+        """The rows of ``candidate`` on ``examples``, or None when one was not asked for yet."""
         rows = [self._rows.get((candidate.key, example.key, 0)) for example in examples]
-        return Evaluations(tuple(row[0] for row in rows if row)) if rows and all(rows) else None
+        return Evaluations(tuple(row for row in rows if row)) if rows and all(rows) else None
 
     def best_known(self, examples: Sequence[Example]) -> Candidate | None:
-        """The candidate with the greatest mean among those with stored rows on all of ``examples``."""
+        """The candidate with the greatest mean among those with rows on all of ``examples``."""
         means = {
             candidate.key: (known.mean, candidate)
-            for candidate, _ in self._notebook.candidates()
+            for candidate in self._candidates.values()
             if (known := self.known(candidate, examples))
         }
         return max(means.values(), key=lambda pair: (pair[0], pair[1].key))[1] if means else None
@@ -92,9 +97,9 @@ class Runner:
         Raises:
             RatchetError: the world failed, or the budget does not allow it.
         """
-        if candidate.key not in self._kept_candidates:
+        if candidate.key not in self._candidates:
             self._notebook.keep_candidate(candidate, stage=self._ledger.stage)
-            self._kept_candidates.add(candidate.key)
+            self._candidates[candidate.key] = candidate
         tasks = [
             asyncio.ensure_future(self._row(candidate, example, repeat))
             for example in examples
@@ -105,19 +110,22 @@ class Runner:
         except BaseException:
             for task in tasks:
                 task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            # Also those that were begun: what they ask must not be counted by the next stage.
+            keys = [(candidate.key, example.key, repeat) for example in examples for repeat in range(repeats)]
+            begun = [self._under_way[key] for key in keys if key in self._under_way]
+            await asyncio.gather(*tasks, *begun, return_exceptions=True)
             raise
+        for row in rows:
+            self._rows[row.candidate, row.example.key, row.repeat] = row
         evaluations = Evaluations(tuple(rows))
         self._on_evaluations(candidate, evaluations)
         return evaluations
 
     async def _row(self, candidate: Candidate, example: Example, repeat: int) -> Evaluation:
         key = (candidate.key, example.key, repeat)
-        if key in self._rows:
-            row, stage = self._rows[key]
-            if stage == self._ledger.stage:
-                self._ledger.recall(row.replies)
-            return row
+        if key in self._stored:
+            self._ledger.recall(self._stored[key].replies)
+            return self._stored[key]
         if key not in self._under_way:
             task = self._under_way[key] = asyncio.ensure_future(self._fresh(candidate, example, repeat))
             # Whoever asked may be gone when it ends; its outcome is looked at all the same.
@@ -130,7 +138,7 @@ class Runner:
             async with self._slots:
                 row = await self._program.run(candidate, example, repeat=repeat)
             self._notebook.keep_evaluation(row, stage=self._ledger.stage)
-            self._rows[key] = (row, self._ledger.stage)
+            self._stored[key] = row
             return row
         finally:
             del self._under_way[key]

@@ -240,7 +240,7 @@ def applied(module: dspy.Module, candidate: Candidate) -> dspy.Module:
         state = candidate.predictors[name]
         if predictor.signature.instructions != state.instructions:
             predictor.signature = predictor.signature.with_instructions(state.instructions)
-        predictor.demos = [dspy.Example(**demo) for demo in state.demos]
+        predictor.demos = [dspy.Example(dict(demo)) for demo in state.demos]
     return copy
 
 

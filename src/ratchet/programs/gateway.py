@@ -8,11 +8,13 @@ opaque one too, resumable by running it again.
 from __future__ import annotations
 
 import asyncio
+import json
 import random
 import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
+from contextlib import nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -22,12 +24,21 @@ import dspy
 from dspy._vendor.lm15.serde import request_to_dict, response_from_dict, response_to_dict
 from dspy.clients.execution import aexecute, execute, prepare
 from dspy.lm15 import InvalidRequestError, Request, Response
-from dspy.utils.exceptions import LMError, LMInvalidRequestError, LMUnsupportedModelError, is_retryable_lm_error
+from dspy.utils.exceptions import (
+    ContextWindowExceededError,
+    LMError,
+    LMInvalidRequestError,
+    LMUnsupportedModelError,
+    is_retryable_lm_error,
+)
 
 from ratchet.core.errors import BudgetSpent, Cancelled, LmUnavailable, RatchetError
 from ratchet.core.evaluation import Usage
 from ratchet.core.problem import content_hash
 from ratchet.programs.journal import Journal, Reply, Role
+
+SILENT = 6
+"""Failures in a row, over all requests, from which an LM that has answered before looks dead."""
 
 
 class Halt(BaseException):
@@ -101,6 +112,36 @@ class Receipt:
             self.texts.append(text)
 
 
+class Visit:
+    """All that one optimizer asks, in whatever thread it asks it; handed along in DSPy's settings.
+
+    DSPy leaves threads behind when it is interrupted. Once the visit is over they are turned away, so that they cannot
+    spend what a later stage was given.
+    """
+
+    def __init__(self) -> None:
+        self._asking = 0
+        self._over = False
+        self._changed = threading.Condition()
+
+    def __enter__(self) -> None:
+        with self._changed:
+            if self._over:
+                raise Halt(BudgetSpent("the optimizer that asks has ended"))
+            self._asking += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._changed:
+            self._asking -= 1
+            self._changed.notify_all()
+
+    def end(self) -> None:
+        """Let nobody in any more, and wait until all who are in have their answer."""
+        with self._changed:
+            self._over = True
+            self._changed.wait_for(lambda: self._asking == 0)
+
+
 class _PilotGone(Exception):
     """The task that fetched a shared reply was cancelled."""
 
@@ -140,8 +181,15 @@ class Gateway:
         self._stage = "start"
         self._allowance: int | None = None
         self._keep = (0, 0.0, 0.0)
+        self._stage_of = journal.stages()
+        self._past: set[str] = set()
         self._seen: set[str] = set()
+        self._owed: set[str] = set()
+        self._settled: set[str] = set()
+        self._loose: set[str] = set()
+        self._full = False
         self._exhausted = False
+        self._stopped = threading.Event()
 
     # --- stages and the ledger -------------------------------------------------------------------------------------
 
@@ -171,16 +219,23 @@ class Gateway:
     ) -> None:
         """Begin a stage that may ask for ``allowance`` replies no earlier stage asked for, and must leave the rest.
 
-        The allowance counts distinct replies, not sendings: a resumed stage ends where the undisturbed one would.
+        The allowance counts distinct replies, not sendings: a resumed stage ends where the undisturbed one would. What
+        is in the journal of this stage, or of one that this process has not come to yet, counts as if it were new.
         """
         with self._lock:
+            self._past.add(self._stage)
             self._stage, self._allowance = stage, allowance
             self._keep = (keep_calls, keep_usd, keep_seconds)
-            self._seen, self._exhausted = set(), False
+            self._seen, self._full, self._exhausted = set(), False, False
+            self._settled = set()
+            # An earlier process paid for these: they have their place before anything new has.
+            self._owed = {key for key, asked in self._stage_of.items() if asked == stage}
 
     def left(self) -> int | None:
         """Replies the stage's allowance still holds; None for no allowance."""
-        return None if self._allowance is None else self._allowance - len(self._seen)
+        if self._allowance is None:
+            return None
+        return 0 if self._full else self._allowance - len(self._seen)
 
     @property
     def exhausted(self) -> bool:
@@ -192,13 +247,35 @@ class Gateway:
         return Halt(BudgetSpent(why))
 
     def recall(self, keys: tuple[str, ...]) -> None:
-        """Count replies that a stored evaluation of this stage had asked for."""
+        """Count the replies that a stored evaluation used, as if it were run now.
+
+        Raises:
+            BudgetSpent: the stage's allowance does not hold them.
+        """
+        try:
+            for key in keys:
+                self._admit(key)
+        except Halt as halt:
+            raise halt.cause from halt
+
+    def settle(self) -> None:
+        """Say that nothing is under way: what was asked so far does not depend on which thread was faster."""
         with self._lock:
-            self._seen.update(keys)
+            self._settled = set(self._seen)
+
+    def loosen(self) -> None:
+        """Let what was asked after the last ``settle`` count anew when a later stage asks for it.
+
+        Which requests got through when the budget ran out in the midst of parallel ones is chance. What follows must
+        not depend on it, or a resumed optimization would end differently.
+        """
+        with self._lock:
+            self._loose |= (self._seen | self._owed) - self._settled
 
     def halt(self, cause: RatchetError) -> None:
         """Send nothing more; whoever asks gets ``cause``."""
         self._halted = self._halted or cause
+        self._stopped.set()
 
     def check(self) -> None:
         """Raise what the gateway was halted with, if it was.
@@ -219,6 +296,10 @@ class Gateway:
         """The reply to ``request``, for a thread."""
         started = self._clock()
         key = line.key(request)
+        with dspy.settings.get("ratchet_visit") or nullcontext():
+            return self._hand_over(self._fetch(line, key, request), started)
+
+    def _fetch(self, line: Line, key: str, request: Request) -> Reply:
         while True:
             flight, mine = self._board(key)
             if mine:
@@ -232,7 +313,7 @@ class Gateway:
                     raise
                 self._land(key, flight, reply)
             try:
-                return self._hand_over(flight.result(), started)
+                return flight.result()
             except _PilotGone:
                 continue
 
@@ -240,6 +321,10 @@ class Gateway:
         """The reply to ``request``, for a task."""
         started = self._clock()
         key = line.key(request)
+        with dspy.settings.get("ratchet_visit") or nullcontext():
+            return self._hand_over(await self._afetch(line, key, request), started)
+
+    async def _afetch(self, line: Line, key: str, request: Request) -> Reply:
         while True:
             flight, mine = self._board(key)
             if mine:
@@ -253,7 +338,7 @@ class Gateway:
                     raise
                 self._land(key, flight, reply)
             try:
-                return self._hand_over(await asyncio.wrap_future(flight), started)
+                return await asyncio.wrap_future(flight)
             except _PilotGone:
                 continue
 
@@ -266,18 +351,22 @@ class Gateway:
         if self._halted is not None:
             raise Halt(self._halted)
         reply = self._journal.find(key)
-        if reply is not None and reply.stage == self._stage:
+        if reply is not None:
             self._admit(key)
         return reply
 
     def _admit(self, key: str) -> None:
-        """Count a reply against the stage's allowance."""
+        """Count a reply against the stage's allowance, unless an earlier stage has it already."""
         with self._lock:
-            if key in self._seen:
+            if key in self._seen or (self._stage_of.get(key) in self._past and key not in self._loose):
                 return
-            if self._allowance is not None and len(self._seen) >= self._allowance:
+            places = len(self._seen) + (0 if key in self._owed else len(self._owed))
+            if self._allowance is not None and places >= self._allowance:
+                self._full = True
                 raise self._refuse(f"{self._stage} used its {self._allowance} calls")
             self._seen.add(key)
+            self._owed.discard(key)
+            self._loose.discard(key)
 
     def _board(self, key: str) -> tuple[Future[Reply], bool]:
         """The flight that fetches ``key``, and whether the caller is its pilot."""
@@ -300,16 +389,21 @@ class Gateway:
         flight.set_exception(error if isinstance(error, Exception | Halt) else _PilotGone())
 
     def _hand_over(self, reply: Reply, started: float) -> Response:
-        response = response_from_dict(dict(reply.response))
+        refused = reply.response.get("refused")
+        response = None if refused else response_from_dict(dict(reply.response))
         receipt = dspy.settings.get("ratchet_receipt")
         if receipt is not None:
-            receipt.add(reply, self._clock() - started, response.message.text or "")
+            receipt.add(reply, self._clock() - started, (response.message.text if response else "") or "")
+        if response is None:
+            kind = ContextWindowExceededError if refused == "context" else LMInvalidRequestError
+            what = {name: reply.response.get(name) for name in ("message", "model", "status")}
+            raise kind(**what)
         return response
 
     # --- sending, with reservation, retries and settlement --------------------------------------------------------
 
-    def _reserve(self, line: Line, key: str, request: Request) -> None:
-        """Note the request before it is sent.
+    def _reserve(self, line: Line, key: str, request: Request) -> str:
+        """Note the request before it is sent; the stage that asks for it.
 
         Raises:
             Halt: a limit does not allow it.
@@ -322,23 +416,33 @@ class Gateway:
             if self._halted is not None:
                 raise Halt(self._halted)
             if limits.calls is not None and self._calls + 1 > limits.calls - keep_calls:
-                raise self._refuse(f"of the limit of {limits.calls} calls {keep_calls} are kept and the rest is used")
+                raise self._at_limit(line, f"of the limit of {limits.calls} calls {keep_calls} are kept")
             if limits.usd is not None and self._usd + usd > limits.usd - keep_usd:
-                raise self._refuse(f"of the limit of ${limits.usd:.4f} ${keep_usd:.4f} is kept and the rest is used")
+                raise self._at_limit(line, f"of the limit of ${limits.usd:.4f} ${keep_usd:.4f} is kept")
             if limits.deadline is not None and self._clock() > limits.deadline - keep_seconds:
-                raise self._refuse(f"of the time limit {keep_seconds:.0f} s are kept and the rest is used")
+                raise self._at_limit(line, f"of the time limit {keep_seconds:.0f} s are kept")
+            stage = self._stage
             self._calls += 1
             self._usd += usd
-        self._note(lambda: self._journal.reserve(key, role=line.role, stage=self._stage, usd=usd))
+        self._note(lambda: self._journal.reserve(key, role=line.role, stage=stage, usd=usd))
+        return stage
+
+    def _at_limit(self, line: Line, why: str) -> Halt:
+        """A limit was reached; when a dead LM's retries were what used it up, that is the cause to tell."""
+        if line.trouble is None:
+            return self._refuse(f"{why} and the rest is used")
+        cause = LmUnavailable(f"{line.name} does not answer: {line.trouble}; {why} and retries used the rest")
+        self.halt(cause)
+        return Halt(cause)
 
     def _settle(
-        self, line: Line, key: str, request: Request, response: Response, cost: float | None, ms: float
+        self, line: Line, key: str, stage: str, request: Request, response: Response, cost: float | None, ms: float
     ) -> Reply:
         reply = Reply(
             key=key,
             role=line.role,
-            stage=self._stage,
-            response=response_to_dict(response),
+            stage=stage,
+            response=_sayable(response_to_dict(response)),
             prompt_tokens=response.usage.input_tokens or 0,
             completion_tokens=response.usage.output_tokens or 0,
             cost_usd=line.cost(response, cost),
@@ -346,7 +450,31 @@ class Gateway:
         )
         with self._lock:
             self._usd += (reply.cost_usd or 0.0) - line.reservation(request)
+        return self._record(reply)
+
+    def _refusal(
+        self, line: Line, key: str, stage: str, request: Request, error: LMInvalidRequestError, ms: float
+    ) -> Reply:
+        """The LM's "no" to this very request, as a reply: it is recorded like one, and the request not sent again."""
+        kind = "context" if isinstance(error, ContextWindowExceededError) else "request"
+        reply = Reply(
+            key=key,
+            role=line.role,
+            stage=stage,
+            response={"refused": kind, "message": error.message, "model": error.model, "status": error.status},
+            prompt_tokens=0,
+            completion_tokens=0,
+            cost_usd=0.0,
+            latency_ms=ms,
+        )
+        with self._lock:
+            self._usd -= line.reservation(request)
+        return self._record(reply)
+
+    def _record(self, reply: Reply) -> Reply:
         self._note(lambda: self._journal.record(reply))
+        with self._lock:
+            self._stage_of.setdefault(reply.key, reply.stage)
         return reply
 
     def _note(self, write: Callable[[], None]) -> None:
@@ -362,14 +490,14 @@ class Gateway:
 
         Raises:
             Halt: the LM is given up.
-            Exception: ``error`` itself, when the program asked for something the LM refuses.
         """
-        if isinstance(error, LMInvalidRequestError) and not isinstance(error, LMUnsupportedModelError):
-            raise error
+        line.failed(error)
         hint = getattr(error, "retry_after", None)
-        wait: float = hint if hint is not None else min(8.0, 0.5 * 2**attempt) * self._rng.uniform(0.75, 1.25)
+        # A hint of 0 is not taken at its word for ever: it would be a thousand requests in a second.
+        first, growth = (0.5, 2**attempt) if hint is None else (0.01, 2 ** min(attempt, 12))
+        wait: float = max(hint or 0.0, min(8.0, first * growth) * self._rng.uniform(0.75, 1.25))
         if not is_retryable_lm_error(error) or self._clock() + wait - since > self.limits.retry_seconds:
-            cause = LmUnavailable(f"the {line.role} LM {line.model} did not answer: {error} ({type(error).__name__})")
+            cause = LmUnavailable(f"{line.name} did not answer: {error} ({type(error).__name__})")
             self.halt(cause)
             raise Halt(cause) from error
         return wait
@@ -377,33 +505,55 @@ class Gateway:
     def _send(self, line: Line, key: str, request: Request) -> Reply:
         since = self._clock()
         for attempt in range(1_000):
-            self._reserve(line, key, request)
+            stage = self._reserve(line, key, request)
             began = self._clock()
             try:
                 response, cost = line.send(request, patience=self._patience(line))
+            except LMInvalidRequestError as error:
+                if isinstance(error, LMUnsupportedModelError):
+                    self._pause(line, error, attempt, since)
+                line.succeeded()
+                return self._refusal(line, key, stage, request, error, (self._clock() - began) * 1e3)
             except (LMError, InvalidRequestError) as error:
-                time.sleep(self._pause(line, error, attempt, since))
+                self._stopped.wait(self._pause(line, error, attempt, since))
             else:
-                line.answered = True
-                return self._settle(line, key, request, response, cost, (self._clock() - began) * 1e3)
+                line.succeeded()
+                return self._settle(line, key, stage, request, response, cost, (self._clock() - began) * 1e3)
         raise AssertionError("unreachable: retries are bounded in time")
 
     async def _asend(self, line: Line, key: str, request: Request) -> Reply:
         since = self._clock()
         for attempt in range(1_000):
-            self._reserve(line, key, request)
+            stage = self._reserve(line, key, request)
             began = self._clock()
             try:
                 response, cost = await line.asend(request, patience=self._patience(line))
+            except LMInvalidRequestError as error:
+                if isinstance(error, LMUnsupportedModelError):
+                    self._pause(line, error, attempt, since)
+                line.succeeded()
+                return self._refusal(line, key, stage, request, error, (self._clock() - began) * 1e3)
             except (LMError, InvalidRequestError) as error:
-                await asyncio.sleep(self._pause(line, error, attempt, since))
+                until = self._clock() + self._pause(line, error, attempt, since)
+                while not self._stopped.is_set() and (rest := until - self._clock()) > 0:
+                    await asyncio.sleep(min(rest, 0.2))
             else:
-                line.answered = True
-                return self._settle(line, key, request, response, cost, (self._clock() - began) * 1e3)
+                line.succeeded()
+                return self._settle(line, key, stage, request, response, cost, (self._clock() - began) * 1e3)
         raise AssertionError("unreachable: retries are bounded in time")
 
     def _patience(self, line: Line) -> float:
         return self.limits.timeout_seconds if line.answered else self.limits.first_timeout_seconds
+
+
+def _sayable(response: dict[str, Any]) -> dict[str, Any]:
+    """``response`` without halves of surrogate pairs: no LM takes them in a prompt, and no signature holds them."""
+    text = json.dumps(response, ensure_ascii=False, default=str)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return dict(json.loads(text.encode(errors="replace")))
+    return response
 
 
 class Line:
@@ -429,6 +579,9 @@ class Line:
         self.role = role
         self.model: str = lm.model
         self.answered = alive
+        self.name = f"the {role} LM {lm.model}"
+        self._last_error = ""
+        self._failures = 0
         self._given_price = price
         self._schema = supports_schema
         self._lm = lm.copy(cache=False)
@@ -444,6 +597,22 @@ class Line:
         number, call.count = call.count, call.count + 1
         rollout = dspy.settings.get("ratchet_rollout")
         return content_hash([self.role, request_to_dict(request), call.rollout, rollout, number])
+
+    @property
+    def trouble(self) -> str | None:
+        """The last error of an LM that looks dead: no answer yet, or many failures and no answer between them."""
+        looks_dead = self._failures >= (SILENT if self.answered else 1)
+        return self._last_error if looks_dead else None
+
+    def failed(self, error: Exception) -> None:
+        """Note that a request was not answered."""
+        self._failures += 1
+        self._last_error = f"{error} ({type(error).__name__})"
+
+    def succeeded(self) -> None:
+        """Note that a request was answered."""
+        self.answered = True
+        self._failures = 0
 
     @cached_property
     def supports_response_schema(self) -> bool:

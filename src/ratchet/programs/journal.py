@@ -67,5 +67,8 @@ class Journal(Protocol):
     def record(self, reply: Reply) -> None:
         """Keep a reply; its reservation is settled."""
 
+    def stages(self) -> dict[str, str]:
+        """Keys of all recorded replies, and the stage that asked first."""
+
     def sent(self) -> Sent:
         """Totals over everything noted so far."""

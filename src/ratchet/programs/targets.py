@@ -61,7 +61,7 @@ def resolve_target(text: str, *, kind: str = "predict", instructions: str | None
     if text.endswith(".json"):
         return _saved(Path(text))
     name, separator, attribute = text.rpartition(":")
-    if not separator or not attribute:
+    if not separator or not attribute or not name:
         raise UnknownName(
             f"the target {text!r} is not understood; give pkg.module:attribute, file.py:attribute, "
             f"an inline signature such as 'question -> answer', or a program.json"
@@ -69,7 +69,7 @@ def resolve_target(text: str, *, kind: str = "predict", instructions: str | None
     module = load_attribute(name, attribute, what="target")
     try:
         program = module() if inspect.isclass(module) or inspect.isroutine(module) else module
-    except Exception as error:  # the user's factory is foreign code
+    except (Exception, SystemExit) as error:  # the user's factory is foreign code
         raise BadRequest(f"{text} raised while it was called: {type(error).__name__}: {error}") from error
     if not isinstance(program, dspy.Module):
         raise BadRequest(f"{text} gives {type(program).__name__}, not a dspy.Module")
@@ -97,7 +97,7 @@ def load_attribute(name: str, attribute: str, *, what: str) -> Any:
         raise
     except ModuleNotFoundError as error:
         raise UnknownName(f"the module of the {what} {name}:{attribute} cannot be imported: {error}") from error
-    except Exception as error:  # the user's module is foreign code
+    except (Exception, SystemExit) as error:  # the user's module is foreign code
         raise BadRequest(f"importing {name} for the {what} raised {type(error).__name__}: {error}") from error
     try:
         value: Any = found
@@ -135,6 +135,8 @@ def _inline(text: str, kind: str, instructions: str | None) -> Target:
         signature = dspy.Signature(text, instructions) if instructions else dspy.Signature(text)
     except Exception as error:  # DSPy's parser raises many kinds of errors
         raise BadRequest(f"the signature {text!r} is not understood: {error}") from error
+    if not signature.input_fields or not signature.output_fields:
+        raise BadRequest(f"the signature {text!r} is not understood: it needs an input and an output")
     return Target(module=_KINDS[kind](signature), text=text, kind=kind, instructions=instructions)
 
 
@@ -143,17 +145,23 @@ def _saved(path: Path) -> Target:
         raise UnknownName(f"the program file {path} is not there")
     try:
         state = json.loads(path.read_text(encoding="utf-8"))
-        how = state[SECTION]
     except (ValueError, UnicodeDecodeError) as error:
         raise BadRequest(f"{path} is no JSON: {error}") from error
+    try:
+        text, kind, instructions = (state[SECTION][name] for name in ("target", "kind", "instructions"))
+        if not isinstance(text, str) or text.endswith(".json"):
+            raise TypeError(text)
     except (KeyError, TypeError) as error:
         raise BadRequest(
             f"{path} was not saved by Ratchet: it has no {SECTION!r} section that says how its module is built. "
             "Give a factory instead, file.py:function, that builds the module and loads this file"
         ) from error
-    target = resolve_target(how["target"], kind=how["kind"], instructions=how["instructions"])
+    target = resolve_target(text, kind=kind, instructions=instructions)
     module = target.module.deepcopy()
-    module.load_state(state)
+    try:
+        module.load_state(state)
+    except Exception as error:  # DSPy takes a state on trust
+        raise BadRequest(f"{path} does not fit the program {text}: {type(error).__name__}: {error}") from error
     return Target(
         module=module,
         text=target.text,

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
+import math
+import sys
 import threading
 from collections.abc import Callable, Sequence
 from contextvars import ContextVar
@@ -16,7 +16,7 @@ from dspy.utils.callback import BaseCallback
 from ratchet.core.errors import BrokenOptimizer, BudgetSpent, RatchetError
 from ratchet.core.problem import Candidate, Example, Problem, content_hash
 from ratchet.programs.dspy_program import DspyProgram, plain, state_of
-from ratchet.programs.gateway import Gateway, GatewayLM, Halt
+from ratchet.programs.gateway import Gateway, GatewayLM, Halt, Visit
 from ratchet.programs.metrics import MetricFailed, dspy_example, score
 
 _ran: ContextVar[Candidate | None] = ContextVar("ratchet_ran", default=None)
@@ -77,7 +77,6 @@ def _miprov2(c: Compilation) -> dspy.Module:
         num_candidates=max(2, min(6, trials // 2)),
         num_threads=c.threads,
         seed=c.seed or 9,
-        max_errors=len(c.validation) + len(c.train),
     )
     return optimizer.compile(
         c.student,
@@ -128,7 +127,6 @@ def _bootstrap_random_search(c: Compilation) -> dspy.Module:
         max_labeled_demos=8,
         num_candidate_programs=c.full_validations(most=19) - 3 if c.full_validations(most=19) > 4 else 1,
         num_threads=c.threads,
-        max_errors=len(c.validation) + len(c.train),
     )
     return optimizer.compile(c.student, trainset=c.train, valset=c.validation)
 
@@ -143,7 +141,6 @@ def _infer_rules(c: Compilation) -> dspy.Module:
         num_candidates=c.full_validations(most=10),
         num_rules=10,
         num_threads=c.threads,
-        max_errors=len(c.validation) + len(c.train),
     )
     return optimizer.compile(c.student, trainset=c.train, valset=c.validation)
 
@@ -168,6 +165,9 @@ SEEN_ENOUGH = 8
 class Scoreboard:
     """What an opaque optimizer was seen to measure: the scores of each candidate, by example.
 
+    A score counts from the next ``settle`` on: of what parallel threads were at when the budget ran out, chance decides
+    which part was done.
+
     Attributes:
         validation: Keys of the validation examples.
         on_candidate: Told of each candidate, with its mean, when it was seen on every validation example.
@@ -176,23 +176,33 @@ class Scoreboard:
     validation: frozenset[str]
     on_candidate: Callable[[Candidate, float], None] = lambda candidate, mean: None
     candidates: dict[str, Candidate] = field(default_factory=dict)
-    scores: dict[str, dict[str, float]] = field(default_factory=dict)
+    scores: dict[str, dict[str, list[float]]] = field(default_factory=dict)
     lock: threading.Lock = field(default_factory=threading.Lock)
+    _fresh: list[tuple[Candidate, Example, float]] = field(default_factory=list)
 
     def see(self, candidate: Candidate, example: Example, score: float) -> None:
-        """Note one score; the first of a pair counts."""
+        """Note one score; of a pair that is run more than once the mean counts."""
         with self.lock:
-            self.candidates.setdefault(candidate.key, candidate)
-            row = self.scores.setdefault(candidate.key, {})
-            if example.key in row:
-                return
-            row[example.key] = score
-            done = example.key in self.validation and self.validation <= row.keys()
-        if done:
+            self._fresh.append((candidate, example, score))
+
+    def settle(self) -> None:
+        """Count all that was noted; to be called when nothing is under way."""
+        with self.lock:
+            before = {each.key for each in self.validated()}
+            for candidate, example, score in self._fresh:
+                self.candidates.setdefault(candidate.key, candidate)
+                self.scores.setdefault(candidate.key, {}).setdefault(example.key, []).append(score)
+            self._fresh.clear()
+            done = [each for each in self.validated() if each.key not in before]
+        for candidate in done:
             self.on_candidate(candidate, self._validated_mean(candidate.key))
 
+    def _means(self, key: str) -> dict[str, float]:
+        return {example: math.fsum(scores) / len(scores) for example, scores in self.scores[key].items()}
+
     def _validated_mean(self, key: str) -> float:
-        return sum(self.scores[key][example] for example in self.validation) / len(self.validation)
+        means = self._means(key)
+        return math.fsum(means[example] for example in self.validation) / len(self.validation)
 
     def validated(self) -> list[Candidate]:
         """Candidates seen on the whole validation split, best first."""
@@ -201,18 +211,24 @@ class Scoreboard:
 
     def promising(self) -> list[Candidate]:
         """Candidates seen on part of the examples, best mean first, each mean drawn towards the mean of all."""
-        part = {key: row for key, row in self.scores.items() if len(row) >= SEEN_ENOUGH}
+        part = {key: self._means(key) for key, row in self.scores.items() if len(row) >= SEEN_ENOUGH}
         if not part:
             return []
-        middle = sum(sum(row.values()) for row in part.values()) / sum(len(row) for row in part.values())
-        shrunk = {key: (sum(row.values()) + 5 * middle) / (len(row) + 5) for key, row in part.items()}
+        sums = {key: math.fsum(row.values()) for key, row in part.items()}
+        middle = math.fsum(sums.values()) / sum(len(row) for row in part.values())
+        shrunk = {key: (sums[key] + 5 * middle) / (len(row) + 5) for key, row in part.items()}
         return [self.candidates[key] for key in sorted(part, key=lambda key: (-shrunk[key], key))]
 
 
 class _Watch(BaseCallback):  # type: ignore[misc]
-    """Notes which candidate runs in this context, so that the metric knows whom it scores."""
+    """Notes which candidate runs in this context, so that the metric knows whom it scores.
 
-    def __init__(self, student: dspy.Module) -> None:
+    It also says when nothing is under way: when the optimizer's own thread begins or ends an evaluation or asks an LM.
+    """
+
+    def __init__(self, student: dspy.Module, *, settle: Callable[[], None]) -> None:
+        self._settle = settle
+        self._thread = threading.get_ident()
         self._kind = type(student)
         self._names = [name for name, _ in student.named_predictors()]
         self._outputs = [list(predictor.signature.output_fields) for predictor in student.predictors()]
@@ -223,6 +239,57 @@ class _Watch(BaseCallback):  # type: ignore[misc]
             return
         if [list(predictor.signature.output_fields) for predictor in instance.predictors()] == self._outputs:
             _ran.set(Candidate(predictors=state_of(instance), origin="seen in a DSPy optimizer"))
+
+    def on_lm_start(self, call_id: str, instance: Any, inputs: dict[str, Any]) -> None:
+        """An LM is asked."""
+        self._pause()
+
+    def on_evaluate_start(self, call_id: str, instance: Any, inputs: dict[str, Any]) -> None:
+        """An evaluation starts."""
+        self._pause()
+
+    def on_evaluate_end(self, call_id: str, outputs: Any | None, exception: BaseException | None = None) -> None:
+        """An evaluation ended; if with an exception, its threads may be at work still."""
+        if exception is None:
+            self._pause()
+
+    def _pause(self) -> None:
+        if threading.get_ident() == self._thread:
+            self._settle()
+
+
+class _Hush:
+    """What DSPy prints in a context that is hushed goes nowhere; ``redirect_stdout`` would silence the whole process."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._here: ContextVar[bool] = ContextVar("ratchet_hushed", default=False)
+        self._hushed = 0
+        self._loud: Any = None
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if not self._hushed:
+                self._loud, sys.stdout = sys.stdout, self
+            self._hushed += 1
+        self._here.set(True)
+
+    def __exit__(self, *_: object) -> None:
+        self._here.set(False)
+        with self._lock:
+            self._hushed -= 1
+            if not self._hushed and sys.stdout is self:
+                sys.stdout = self._loud
+
+    def write(self, text: str) -> int:
+        """Write, unless this context is hushed."""
+        return len(text) if self._here.get() else int(self._loud.write(text))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._loud, name)
+
+
+_hush = _Hush()
 
 
 def compile_with(
@@ -277,13 +344,17 @@ def compile_with(
         train=[dspy_example(each) for each in problem.train],
         validation=[dspy_example(each) for each in problem.validation],
     )
+    def settle() -> None:
+        board.settle()
+        gateway.settle()
+
     winner: dspy.Module | None = None
+    visit = Visit()
+    settings = {"callbacks": [_Watch(student, settle=settle)], "ratchet_visit": visit, "max_errors": sys.maxsize}
     try:
-        with (
-            contextlib.redirect_stdout(io.StringIO()),
-            program.settings(callbacks=[_Watch(student)]),
-        ):
+        with _hush, program.settings(**settings):
             winner = TELEPROMPTERS[name](compilation)
+        settle()
     except Halt as halt:
         gateway.check()
         if not isinstance(halt.cause, BudgetSpent):
@@ -294,6 +365,9 @@ def compile_with(
         gateway.check()
         if not gateway.exhausted:
             raise BrokenOptimizer(f"{name} raised {type(error).__name__}: {error}") from error
+    finally:
+        visit.end()
+        gateway.loosen()
     gateway.check()
     # The optimizer's own choice stands first; when the budget ended before it could choose, what it saw decides.
     found = [Candidate(predictors=state_of(winner))] if winner is not None else []

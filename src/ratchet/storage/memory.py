@@ -46,6 +46,11 @@ class MemoryJournal:
         """Keep a reply; its reservation is settled."""
         self.requests[reply.key].reply = reply
 
+    def stages(self) -> dict[str, str]:
+        """Keys of all recorded replies, and the stage that asked first."""
+        with self._lock:
+            return {key: request.stage for key, request in self.requests.items() if request.reply is not None}
+
     def sent(self) -> Sent:
         """Totals over everything noted so far."""
         with self._lock:

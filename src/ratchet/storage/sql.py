@@ -255,6 +255,13 @@ class SqlJournal:
         with self._archive._writing() as connection:
             connection.execute(replies.update().where(self._this(reply.key)).values(**values))
 
+    def stages(self) -> dict[str, str]:
+        """Keys of all recorded replies, and the stage that asked first."""
+        query = sa.select(replies.c.key, replies.c.stage)
+        query = query.where(replies.c.optimization_id == self._id, replies.c.response.is_not(None))
+        with self._archive._writing() as connection:
+            return {row.key: row.stage for row in connection.execute(query)}
+
     def sent(self) -> Sent:
         """Totals over everything noted so far."""
         recorded = replies.c.response.is_not(None)

@@ -267,7 +267,7 @@ class Run:
         self.prepared = prepared
         self.notebook = notebook
         self._emit = emit
-        self._began = time.monotonic()
+        self._began = self._banked = time.monotonic()
         self._spent_seconds = spent_seconds
         options, constraints = prepared.options, prepared.request.constraints
         local = prepared.task is not None and prepared.task.local
@@ -407,7 +407,7 @@ class Run:
                 opaque={name: self._opaque(name) for name in request.algorithms if name in TELEPROMPTERS},
             ),
             concurrency=self._concurrency,
-            emit=self._emit,
+            emit=self._told,
             notes=splits.notes,
         )
 
@@ -429,7 +429,12 @@ class Run:
 
         Raises:
             RatchetError: it failed, or was stopped; the status says so too.
+            BadRequest: another process is working on it.
         """
+        with self.notebook.claimed():
+            return self._execute()
+
+    def _execute(self) -> OptimizationResult:
         self.notebook.set_status("running")
         optimizer = Optimizer(self.job())
         try:
@@ -441,13 +446,23 @@ class Run:
             self._stop("failed", f"{type(error).__name__}: {error}")
             raise
         self.notebook.set_status(result.status, result=result.to_json())
-        self.notebook.add_seconds(time.monotonic() - self._began)
+        self._bank_seconds()
         return result
+
+    def _bank_seconds(self) -> None:
+        """Store the wall time spent since it was stored last, so that a killed process has not worked for nothing."""
+        now = time.monotonic()
+        self.notebook.add_seconds(now - self._banked)
+        self._banked = now
+
+    def _told(self, event: Event) -> None:
+        self._bank_seconds()
+        self._emit(event)
 
     def _stop(self, status: str, error: str) -> None:
         try:
             self.notebook.set_status(status, error=error)
-            self.notebook.add_seconds(time.monotonic() - self._began)
+            self._bank_seconds()
         except RatchetError:
             return  # the database is what failed; the first error is the one to tell
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Protocol
@@ -47,6 +48,13 @@ class Notebook(Protocol):
     @property
     def journal(self) -> Journal:
         """Requests and replies."""
+
+    def claimed(self) -> AbstractContextManager[None]:
+        """Hold it for this process; let go at the end, also when the process is killed.
+
+        Raises:
+            BadRequest: another process holds it.
+        """
 
     def keep_examples(self, splits: Mapping[str, Sequence[Example]]) -> None:
         """Keep the data as it was split; a second call changes nothing."""

@@ -259,7 +259,7 @@ class _Watch(BaseCallback):  # type: ignore[misc]
 
 
 class _Hush:
-    """What DSPy prints in a context that is hushed goes nowhere; ``redirect_stdout`` would silence the whole process."""
+    """What DSPy prints in a hushed context goes nowhere; ``redirect_stdout`` would silence the whole process."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()

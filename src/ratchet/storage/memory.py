@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -82,6 +83,10 @@ class MemoryNotebook:
     _evaluations: dict[tuple[str, str, int], tuple[Evaluation, str]] = field(default_factory=dict)
     _events: list[Event] = field(default_factory=list)
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
+
+    def claimed(self) -> AbstractContextManager[None]:
+        """Nothing to hold: no other process sees it."""
+        return nullcontext()
 
     def keep_examples(self, splits: Mapping[str, Sequence[Example]]) -> None:
         """Keep the data as it was split; a second call changes nothing."""

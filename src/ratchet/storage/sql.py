@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
+from filelock import FileLock, Timeout
 from sqlalchemy.dialects import postgresql, sqlite
 
-from ratchet.core.errors import StorageUnavailable, UnknownName
+from ratchet.core.errors import BadRequest, StorageUnavailable, UnknownName
 from ratchet.core.evaluation import Evaluation, Failure, Step, Usage
 from ratchet.core.problem import Candidate, Example
 from ratchet.engine.archive import Event, Optimization
@@ -141,8 +142,10 @@ class SqlArchive:
 
     def __init__(self, url: str) -> None:
         self._url = sa.make_url(url)
+        self.folder: Path | None = None
         if self._url.get_backend_name() == "sqlite" and self._url.database not in (None, "", ":memory:"):
-            Path(str(self._url.database)).parent.mkdir(parents=True, exist_ok=True)
+            self.folder = Path(str(self._url.database)).parent / "locks"
+            self.folder.mkdir(parents=True, exist_ok=True)
         self._engine = sa.create_engine(self._url)
         if self._url.get_backend_name() == "sqlite":
             sa.event.listen(self._engine, "connect", _tune_sqlite)
@@ -291,6 +294,27 @@ class SqlNotebook:
         self._archive = archive
         self._id = optimization_id
         self.journal = SqlJournal(archive, optimization_id)
+
+    @contextmanager
+    def claimed(self) -> Iterator[None]:
+        """Hold it for this process, by a lock beside the SQLite file; a killed process lets go of it.
+
+        Raises:
+            BadRequest: another process holds it.
+        """
+        folder = self._archive.folder
+        if folder is None:  # a database server, or one in memory: there is no file that all its users share
+            yield
+            return
+        lock = FileLock(folder / f"{self._id}.lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout as error:
+            raise BadRequest(f"another process is working on {self._id}; wait for it, or end it first") from error
+        try:
+            yield
+        finally:
+            lock.release()
 
     def keep_examples(self, splits: Mapping[str, Sequence[Example]]) -> None:
         """Keep the data as it was split; a second call changes nothing."""

@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: help demo test check format acceptance lock bench-gain clean
+.PHONY: help demo test check format acceptance bench-gain lock docs clean
 
 help:  ## Show what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -38,6 +38,10 @@ bench-gain: $(READY)  ## Gains on public data with real local LMs; long, resumab
 
 lock: $(READY)  ## Resolve pyproject.toml anew into requirements.lock
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --extra local --group dev --output-file requirements.lock pyproject.toml
+
+docs: $(READY)  ## Write docs/reference/cli.md from the commands
+	$(BIN)/python -m typer ratchet.cli.app utils docs --name ratchet \
+	  | sed "s/\[bold\]Examples\[\/\]/**Examples**/; s/&#x27;/'/g; s/&lt;/</g; s/&gt;/>/g" > docs/reference/cli.md
 
 clean:  ## Remove what the commands made
 	rm -rf .venv .ratchet ratchet-demo .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -83,7 +83,9 @@ def row(task: Task, algorithm: str, *, models: Path, max_calls: int, work: Path)
     """One line of the table, from one optimization and two measurements."""
     began = time.monotonic()
     result = optimize(task, algorithm, models=models, max_calls=max_calls, work=work)
-    program = work / "runs" / f"{task.name}-{algorithm}-{max_calls}" / "program.json"
+    folder = work / "runs" / f"{task.name}-{algorithm}-{max_calls}"
+    unproven = folder / "unproven-program.json"
+    program = unproven if unproven.exists() else folder / "program.json"
     before = measure(task, task.target, models=models, work=work, name="baseline")
     after = measure(task, str(program), models=models, work=work, name=f"{algorithm}-{max_calls}")
     scores = [[each["score"] or 0.0 for each in found["rows"]] for found in (before, after)]

@@ -310,12 +310,12 @@ def test_a_program_that_takes_too_long_is_a_failure() -> None:
     class Slow(Awaited):
         async def aforward(self, text: str, hint: str = "") -> dspy.Prediction:
             prediction = await super().aforward(text, hint)
-            await asyncio.sleep(30)
+            await asyncio.sleep(600)
             return prediction
 
     started = time.monotonic()
-    row = ran(program(Slow(), timeout_seconds=0.3))
-    assert time.monotonic() - started < 5
+    row = ran(program(Slow(), timeout_seconds=1.5))
+    assert time.monotonic() - started < 30
     assert row.failure is not None
     assert (row.score, row.failure.kind) == (None, "timeout")
     assert row.trace[0].outputs == {"label": "birch"}
@@ -387,8 +387,9 @@ def test_a_replayed_run_equals_the_first_but_for_the_time_outside_the_lm() -> No
     second = ran(program(Planned(), lm=silent, journal=journal))
     assert (second.score, second.prediction, second.trace) == (first.score, first.prediction, first.trace)
     assert second.replies == first.replies
-    assert first.usage.latency_ms >= 300
-    assert second.usage.latency_ms == pytest.approx(first.usage.latency_ms, abs=120)
+    recorded = sum(reply.latency_ms for reply in map(journal.find, first.replies) if reply)
+    assert recorded >= 300
+    assert min(first.usage.latency_ms, second.usage.latency_ms) >= recorded
     assert silent.log == []
 
 
@@ -399,7 +400,11 @@ def test_waiting_for_a_free_slot_is_not_latency() -> None:
     async def together() -> list[Evaluation]:
         return await asyncio.gather(*(each.run(each.seed, example) for example in examples))
 
-    assert all(100 <= row.usage.latency_ms < 300 for row in asyncio.run(together()))
+    started = time.monotonic()
+    latencies = [row.usage.latency_ms for row in asyncio.run(together())]
+    whole = (time.monotonic() - started) * 1e3
+    assert min(latencies) >= 100
+    assert sum(latencies) < 2.5 * whole  # had each counted the time it waited for the others, it would be 3.5 times
 
 
 # --- state --------------------------------------------------------------------------------------------------------

@@ -325,7 +325,7 @@ def test_a_server_that_says_when_to_come_back_is_heeded(way: str) -> None:
 
     house = House(busy)
     assert (house.ask() if way == "thread" else asyncio.run(house.aask())) == "now"
-    assert 0.15 <= times[1] - times[0] < 0.35
+    assert times[1] - times[0] >= 0.15
 
 
 def test_a_server_that_says_never_is_given_up_at_once() -> None:

@@ -130,7 +130,7 @@ def test_a_dead_lm_fails_it_with_its_cause(name: str) -> None:
     started = time.monotonic()
     with pytest.raises(LmUnavailable, match="wrong key"):
         Bench(lambda asked: lm15.AuthError("wrong key")).compiled(name)
-    assert time.monotonic() - started < 10
+    assert time.monotonic() - started < 60
 
 
 @pytest.mark.parametrize("name", NAMES)

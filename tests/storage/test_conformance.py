@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from ratchet.core.errors import BadRequest, StorageUnavailable
 from ratchet.engine.archive import Archive
 from ratchet.storage.memory import MemoryArchive
 from ratchet.storage.sql import SqlArchive
@@ -34,3 +35,17 @@ class TestSqlArchive(ArchiveConformance):
     def opened(self) -> Archive:
         self.archives.append(SqlArchive(self.url))
         return self.archives[-1]
+
+    def test_what_one_process_holds_another_cannot(self) -> None:
+        with self.begun().claimed(), pytest.raises(BadRequest, match="0a1b2c"), self.opened().open("0a1b2c").claimed():
+            pytest.fail("it was held twice")
+
+    def test_a_database_that_is_none_is_named(self, tmp_path: Path) -> None:
+        (tmp_path / "broken.db").write_text("this is no database, and long enough to be taken for one" * 20)
+        with pytest.raises(StorageUnavailable, match=r"broken\.db"):
+            SqlArchive(f"sqlite:///{tmp_path}/broken.db")
+
+    def test_a_folder_that_cannot_be_made_is_named(self, tmp_path: Path) -> None:
+        (tmp_path / "file").write_text("a file where a folder should be")
+        with pytest.raises(StorageUnavailable, match="file/kept/locks cannot be made: Not a directory"):
+            SqlArchive(f"sqlite:///{tmp_path}/file/kept/ratchet.db")

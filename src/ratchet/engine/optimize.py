@@ -31,6 +31,10 @@ class StagedLedger(Ledger, Protocol):
     def calls(self) -> int:
         """Calls sent so far, over all processes."""
 
+    @property
+    def sends_per_reply(self) -> float:
+        """Calls this process had to send for one reply; 1 without retries."""
+
     def begin_stage(
         self,
         stage: str,
@@ -208,6 +212,7 @@ class Optimizer:
             rows |= {(row.example.key, row.repeat): row for row in again}
             scores = again.scores
             repeated = [list(scores[index : index + 2]) for index in range(0, len(scores), 2)]
+        self._allow_for_retries()
         self.preflight = look_ahead(
             baseline,
             repeated,
@@ -219,6 +224,22 @@ class Optimizer:
         )
         self._emit("preflight", **self.preflight.to_json())
         return self.preflight
+
+    def _allow_for_retries(self) -> None:
+        """Plan fewer replies where many requests fail: what retries take must not be missing in the end.
+
+        It is measured once: a resumed optimization goes on with the plan it had.
+        """
+        assert self.plan is not None
+        kept = [event.payload["sends_per_reply"] for _, event in self.job.notebook.events() if event.kind == "retries"]
+        sends = kept[0] if kept else self.job.ledger.sends_per_reply
+        if self.job.request.constraints.max_calls is None or sends <= 1.0:
+            return
+        if not kept:
+            self._emit("retries", sends_per_reply=sends)
+        test, search = max(2, int(self.plan.test / sends)), int(self.plan.search_calls / sends)
+        self.plan = replace(self.plan, test=test, search_calls=search)
+        self.notes.append(f"a reply took {sends:.2f} calls, so that less is searched and tested than planned")
 
     async def _search(self) -> list[Candidate]:
         """Each algorithm in turn, under an equal share of what is left, from the best candidate so far."""
@@ -357,8 +378,8 @@ class Optimizer:
 
     def _both_known(self, chosen: Candidate, sealed: Sequence[Example]) -> tuple[Evaluations, Evaluations] | None:
         """Baseline and chosen candidate on the sealed examples that were run for both; None for fewer than two."""
-        pairs = [(self.runner.known(self.job.seed, [each]), self.runner.known(chosen, [each])) for each in sealed]
-        both = [(before[0], after[0]) for before, after in pairs if before and after]
+        pairs = [(self.runner.stored(self.job.seed, each), self.runner.stored(chosen, each)) for each in sealed]
+        both = [(before, after) for before, after in pairs if before and after]
         if len(both) < 2:
             return None
         return Evaluations(tuple(before for before, _ in both)), Evaluations(tuple(after for _, after in both))

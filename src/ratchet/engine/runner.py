@@ -82,6 +82,10 @@ class Runner:
         rows = [self._rows.get((candidate.key, example.key, 0)) for example in examples]
         return Evaluations(tuple(row for row in rows if row)) if rows and all(rows) else None
 
+    def stored(self, candidate: Candidate, example: Example) -> Evaluation | None:
+        """The row of ``candidate`` on ``example``, also when the request it belonged to was not paid for in full."""
+        return self._stored.get((candidate.key, example.key, 0))
+
     def best_known(self, examples: Sequence[Example]) -> Candidate | None:
         """The candidate with the greatest mean among those with rows on all of ``examples``."""
         means = {

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import random
 import threading
 import time
@@ -28,6 +29,7 @@ from dspy.utils.exceptions import (
     ContextWindowExceededError,
     LMError,
     LMInvalidRequestError,
+    LMTransportError,
     LMUnsupportedModelError,
     is_retryable_lm_error,
 )
@@ -76,6 +78,7 @@ class Limits:
         timeout_seconds: Patience with one request of an LM that has answered before.
         first_timeout_seconds: Patience with an LM that has not answered yet.
         retry_seconds: How long to go on retrying one request.
+        first_retry_seconds: The same while no connection could be made at all: the address is likely to be wrong.
     """
 
     calls: int | None = None
@@ -85,6 +88,7 @@ class Limits:
     timeout_seconds: float = 180.0
     first_timeout_seconds: float = 45.0
     retry_seconds: float = 40.0
+    first_retry_seconds: float = 15.0
 
 
 @dataclass(slots=True)
@@ -175,7 +179,8 @@ class Gateway:
         self._tasks: dict[asyncio.AbstractEventLoop, asyncio.Semaphore] = {}
         self._rng = random.Random(0)
         sent = journal.sent()
-        self._calls = sent.calls
+        self._calls = self._calls_before = sent.calls
+        self._received = 0
         self._usd = sent.usd + sent.usd_lost
         self._halted: RatchetError | None = None
         self._stage = "start"
@@ -197,6 +202,12 @@ class Gateway:
     def calls(self) -> int:
         """Requests sent so far, over all processes."""
         return self._calls
+
+    @property
+    def sends_per_reply(self) -> float:
+        """Requests this process had to send for one reply: 1 without retries, else a standard error more than seen."""
+        again = self._calls - self._calls_before - self._received
+        return 1.0 + (again + math.sqrt(again)) / max(1, self._received) if again > 0 else 1.0
 
     @property
     def stage(self) -> str:
@@ -474,6 +485,7 @@ class Gateway:
     def _record(self, reply: Reply) -> Reply:
         self._note(lambda: self._journal.record(reply))
         with self._lock:
+            self._received += 1
             self._stage_of.setdefault(reply.key, reply.stage)
         return reply
 
@@ -496,7 +508,9 @@ class Gateway:
         # A hint of 0 is not taken at its word for ever: it would be a thousand requests in a second.
         first, growth = (0.5, 2**attempt) if hint is None else (0.01, 2 ** min(attempt, 12))
         wait: float = max(hint or 0.0, min(8.0, first * growth) * self._rng.uniform(0.75, 1.25))
-        if not is_retryable_lm_error(error) or self._clock() + wait - since > self.limits.retry_seconds:
+        unreached = not line.answered and isinstance(error, LMTransportError)
+        patience = min(self.limits.retry_seconds, self.limits.first_retry_seconds if unreached else math.inf)
+        if not is_retryable_lm_error(error) or self._clock() + wait - since > patience:
             cause = LmUnavailable(f"{line.name} did not answer: {error} ({type(error).__name__})")
             self.halt(cause)
             raise Halt(cause) from error

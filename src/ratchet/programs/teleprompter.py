@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import sys
 import threading
+import traceback
 from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -226,8 +227,12 @@ class _Watch(BaseCallback):  # type: ignore[misc]
     It also says when nothing is under way: when the optimizer's own thread begins or ends an evaluation or asks an LM.
     """
 
-    def __init__(self, student: dspy.Module, *, settle: Callable[[], None]) -> None:
+    def __init__(
+        self, student: dspy.Module, *, validation: Sequence[dspy.Example], settle: Callable[[], None]
+    ) -> None:
         self._settle = settle
+        self._validation = {id(each) for each in validation}
+        self._validating: dict[str, Candidate] = {}
         self._thread = threading.get_ident()
         self._kind = type(student)
         self._names = [name for name, _ in student.named_predictors()]
@@ -235,10 +240,19 @@ class _Watch(BaseCallback):  # type: ignore[misc]
 
     def on_module_start(self, call_id: str, instance: Any, inputs: dict[str, Any]) -> None:
         """A module starts; when it is a copy of the student, it is the one that is scored next."""
-        if type(instance) is not self._kind or [name for name, _ in instance.named_predictors()] != self._names:
-            return
-        if [list(predictor.signature.output_fields) for predictor in instance.predictors()] == self._outputs:
-            _ran.set(Candidate(predictors=state_of(instance), origin="seen in a DSPy optimizer"))
+        if candidate := self._candidate(instance):
+            _ran.set(candidate)
+
+    def _candidate(self, module: dspy.Module) -> Candidate | None:
+        if type(module) is not self._kind or [name for name, _ in module.named_predictors()] != self._names:
+            return None
+        if [list(predictor.signature.output_fields) for predictor in module.predictors()] != self._outputs:
+            return None
+        return Candidate(predictors=state_of(module), origin="seen in a DSPy optimizer")
+
+    def unfinished(self) -> list[Candidate]:
+        """Candidates whose full validation was begun and not ended."""
+        return list(self._validating.values())
 
     def on_lm_start(self, call_id: str, instance: Any, inputs: dict[str, Any]) -> None:
         """An LM is asked."""
@@ -247,10 +261,14 @@ class _Watch(BaseCallback):  # type: ignore[misc]
     def on_evaluate_start(self, call_id: str, instance: Any, inputs: dict[str, Any]) -> None:
         """An evaluation starts."""
         self._pause()
+        rows = inputs.get("devset") or instance.devset
+        if self._validation <= {id(each) for each in rows} and (candidate := self._candidate(inputs["program"])):
+            self._validating[call_id] = candidate
 
     def on_evaluate_end(self, call_id: str, outputs: Any | None, exception: BaseException | None = None) -> None:
         """An evaluation ended; if with an exception, its threads may be at work still."""
         if exception is None:
+            self._validating.pop(call_id, None)
             self._pause()
 
     def _pause(self) -> None:
@@ -344,16 +362,23 @@ def compile_with(
         train=[dspy_example(each) for each in problem.train],
         validation=[dspy_example(each) for each in problem.validation],
     )
+
     def settle() -> None:
         board.settle()
         gateway.settle()
 
     winner: dspy.Module | None = None
     visit = Visit()
-    settings = {"callbacks": [_Watch(student, settle=settle)], "ratchet_visit": visit, "max_errors": sys.maxsize}
+    watch = _Watch(student, validation=compilation.validation, settle=settle)
+    settings = {"callbacks": [watch], "ratchet_visit": visit, "max_errors": sys.maxsize}
     try:
         with _hush, program.settings(**settings):
-            winner = TELEPROMPTERS[name](compilation)
+            try:
+                winner = TELEPROMPTERS[name](compilation)
+            except BaseException as stop:
+                # A progress bar that was left open in one of these frames prints when it is dropped: now, unheard.
+                traceback.clear_frames(stop.__traceback__)
+                raise
         settle()
     except Halt as halt:
         gateway.check()
@@ -373,7 +398,7 @@ def compile_with(
     found = [Candidate(predictors=state_of(winner))] if winner is not None else []
     found += board.validated()
     if winner is None:
-        found += board.promising()
+        found += watch.unfinished() + board.promising()
     unique = {each.key: each for each in found if each.key != problem.seed.key}
     return [
         Candidate(predictors=each.predictors, parents=(problem.seed.key,), origin=name)

@@ -145,7 +145,10 @@ class SqlArchive:
         self.folder: Path | None = None
         if self._url.get_backend_name() == "sqlite" and self._url.database not in (None, "", ":memory:"):
             self.folder = Path(str(self._url.database)).parent / "locks"
-            self.folder.mkdir(parents=True, exist_ok=True)
+            try:
+                self.folder.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise StorageUnavailable(f"the folder {self.folder} cannot be made: {error.strerror}") from error
         self._engine = sa.create_engine(self._url)
         if self._url.get_backend_name() == "sqlite":
             sa.event.listen(self._engine, "connect", _tune_sqlite)
@@ -157,7 +160,9 @@ class SqlArchive:
         try:
             with self._engine.begin() as connection:
                 yield connection
-        except (sa.exc.OperationalError, sa.exc.InterfaceError) as error:
+        except (sa.exc.DatabaseError, sa.exc.InterfaceError) as error:
+            if isinstance(error, sa.exc.IntegrityError | sa.exc.ProgrammingError):
+                raise  # our mistake, not the database's
             raise StorageUnavailable(f"the database {self._url.render_as_string()} refused: {error.orig}") from error
 
     def _insert(self, table: sa.Table) -> sqlite.Insert | postgresql.Insert:

@@ -279,8 +279,8 @@ class HopelessProgram:
 
 
 def hopeless_search(algorithm: str, depends_on: str, *, seed: int, max_calls: int = 300) -> OptimizationResult:
-    """The engine's result for a native algorithm on a hopeless problem, without DSPy: a hundred take seconds."""
-    data = splits(first=1000 * seed)
+    """The engine's result for a native algorithm on a small hopeless problem, without DSPy: a hundred take seconds."""
+    data = splits(20, 20, 40, first=1000 * seed)
     purse = Purse(limit=max_calls)
     program = HopelessProgram(seed, depends_on, purse)
     start = Candidate(

@@ -13,9 +13,9 @@ from ratchet.testing_runs import HOPELESS, hopeless_run, hopeless_search
 @pytest.mark.parametrize("depends_on", HOPELESS)
 @pytest.mark.parametrize("algorithm", NATIVE)
 def test_a_native_algorithm_claims_no_gain_in_95_of_100_seeds(algorithm: str, depends_on: str) -> None:
-    seeds = 100 if depends_on == "prompt" else 20  # by the example alone no score can change
-    results = [hopeless_search(algorithm, depends_on, seed=seed, max_calls=200) for seed in range(seeds)]
-    assert sum(result.status == "improved" for result in results) <= seeds // 20
+    seeds = 100 if depends_on == "prompt" else 10  # by the example alone no score can change
+    results = [hopeless_search(algorithm, depends_on, seed=seed, max_calls=140) for seed in range(seeds)]
+    assert sum(result.status == "improved" for result in results) <= seeds * 0.05
     assert all(result.status in ("improved", "no_proven_gain") for result in results)
     if depends_on == "prompt":  # the sealed test was what refused them
         assert sum(result.comparison is not None for result in results) >= 30

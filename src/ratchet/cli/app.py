@@ -299,8 +299,8 @@ def algorithms(ctx: typer.Context, json: flags.Json = False) -> None:
 @app.command(epilog=_examples("ratchet demo", "ratchet demo --max-calls 300 --algorithm gepa"))
 def demo(
     ctx: typer.Context,
-    algorithm: flags.AlgorithmFlag = "miprov2",
-    max_calls: flags.MaxCalls = 600,
+    algorithm: flags.AlgorithmFlag = "bootstrap",
+    max_calls: flags.MaxCalls = 240,
     max_minutes: flags.MaxMinutes = 10.0,
     metric: flags.Metric = "json_fields",
     lm: flags.Lm = "local",

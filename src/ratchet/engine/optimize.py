@@ -500,8 +500,8 @@ def _saved(before: float | None, after: float | None) -> float:
 def _compare_costs(before: Evaluations, after: Evaluations, *, seed: int) -> Comparison | None:
     costs = [[row.usage.cost_usd for row in rows] for rows in (before, after)]
     known = [[cost for cost in row if cost is not None] for row in costs]
-    if len(known[0]) < len(before) or len(known[1]) < len(after):
-        return None
+    if len(known[0]) < len(before) or len(known[1]) < len(after) or not any((*known[0], *known[1])):
+        return None  # a price is not known, or there is none: a local model costs nothing either way
     return compare_paired(known[0], known[1], seed=seed)
 
 

@@ -489,6 +489,11 @@ class Gateway:
             self._stage_of.setdefault(reply.key, reply.stage)
         return reply
 
+    def _release(self, line: Line, request: Request) -> None:
+        """Give back the dollars of a request that was refused; its call stays counted."""
+        with self._lock:
+            self._usd -= line.reservation(request)
+
     def _note(self, write: Callable[[], None]) -> None:
         """Write to the journal; a journal that cannot be written ends the optimization."""
         try:
@@ -529,6 +534,7 @@ class Gateway:
                 line.succeeded()
                 return self._refusal(line, key, stage, request, error, (self._clock() - began) * 1e3)
             except (LMError, InvalidRequestError) as error:
+                self._release(line, request)
                 self._stopped.wait(self._pause(line, error, attempt, since))
             else:
                 line.succeeded()
@@ -548,6 +554,7 @@ class Gateway:
                 line.succeeded()
                 return self._refusal(line, key, stage, request, error, (self._clock() - began) * 1e3)
             except (LMError, InvalidRequestError) as error:
+                self._release(line, request)
                 until = self._clock() + self._pause(line, error, attempt, since)
                 while not self._stopped.is_set() and (rest := until - self._clock()) > 0:
                     await asyncio.sleep(min(rest, 0.2))

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
-import click
 import pytest
 import typer
 
@@ -15,7 +15,7 @@ from ratchet.settings import Settings
 DOCS = Path(__file__).parents[1] / "docs"
 
 
-def commands(group: click.Command, path: tuple[str, ...] = ()) -> list[tuple[str, click.Command]]:
+def commands(group: Any, path: tuple[str, ...] = ()) -> list[tuple[str, Any]]:
     """Every command with its full name."""
     found = []
     for name, command in getattr(group, "commands", {}).items():
@@ -40,7 +40,7 @@ def test_every_command_and_every_flag_is_documented() -> None:
         assert f"## `ratchet {name}`" in text
         section = text.split(f"## `ratchet {name}`")[1].split("\n## ")[0]
         for parameter in command.params:
-            if isinstance(parameter, click.Option) and not parameter.hidden:
+            if parameter.param_type_name == "option" and not parameter.hidden:
                 assert parameter.opts[0] in section, f"ratchet {name} {parameter.opts[0]}: run `make docs`"
 
 

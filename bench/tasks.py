@@ -54,10 +54,12 @@ class Task:
         """Write the rows that are used, one file a split; their paths by split."""
         folder.mkdir(parents=True, exist_ok=True)
         paths = {}
-        for split, source, count in zip(("train", "validation", "test"), ("train", "val", "test"), self.rows, strict=True):
+        sources = {"train": "train", "validation": "val", "test": "test"}
+        for (split, source), count in zip(sources.items(), self.rows, strict=True):
             lines = (DATA / self.name / f"{source}.jsonl").read_text(encoding="utf-8").splitlines()[:count]
             path = folder / f"{self.name}-{split}.jsonl"
-            path.write_text("".join(json.dumps(self.prepare(json.loads(line))) + "\n" for line in lines), encoding="utf-8")
+            rows = [json.dumps(self.prepare(json.loads(line))) for line in lines]
+            path.write_text("\n".join(rows) + "\n", encoding="utf-8")
             paths[split] = path
         return paths
 

@@ -227,9 +227,7 @@ class _Watch(BaseCallback):  # type: ignore[misc]
     It also says when nothing is under way: when the optimizer's own thread begins or ends an evaluation or asks an LM.
     """
 
-    def __init__(
-        self, student: dspy.Module, *, validation: Sequence[dspy.Example], settle: Callable[[], None]
-    ) -> None:
+    def __init__(self, student: dspy.Module, *, validation: Sequence[dspy.Example], settle: Callable[[], None]) -> None:
         self._settle = settle
         self._validation = {id(each) for each in validation}
         self._validating: dict[str, Candidate] = {}

@@ -27,8 +27,9 @@ from ratchet.engine.optimize import Algorithms, Job, Optimizer, with_spend
 from ratchet.programs import targets
 from ratchet.programs.datasets import Row, Splits, assemble, dataset_hash, read_rows, to_examples
 from ratchet.programs.dspy_program import DspyProgram, input_names, output_names, state_of
-from ratchet.programs.gateway import Gateway, GatewayLM, Halt, Limits, Line, Price
+from ratchet.programs.gateway import Gateway, GatewayLM, Halt, Limits
 from ratchet.programs.journal import Role
+from ratchet.programs.line import Line, Price
 from ratchet.programs.lm import NamedLM, resolve_lm
 from ratchet.programs.metrics import resolve_metric, user_metric
 from ratchet.programs.teleprompter import TELEPROMPTERS, compile_with

@@ -15,8 +15,9 @@ from dspy import lm15
 from dspy.utils.exceptions import LMInvalidRequestError
 
 from ratchet.core.errors import BudgetSpent, Cancelled, LmUnavailable, RatchetError
-from ratchet.programs.gateway import Gateway, GatewayLM, Halt, Limits, Line, Price, Receipt
+from ratchet.programs.gateway import Gateway, GatewayLM, Halt, Limits, Receipt
 from ratchet.programs.journal import Reply
+from ratchet.programs.line import Line, Price
 from ratchet.storage.memory import MemoryJournal
 from ratchet.testing_lm import Asked, ScriptedLM
 

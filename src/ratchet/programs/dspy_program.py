@@ -17,7 +17,8 @@ from dspy.utils.exceptions import AdapterParseError, LMInvalidRequestError
 from ratchet.core.errors import BadData, UserError
 from ratchet.core.evaluation import Evaluation, Failure, Step, Usage
 from ratchet.core.problem import Candidate, Example, FieldSpec, PredictorSpec, PredictorState
-from ratchet.programs.gateway import Gateway, GatewayLM, Halt, Line, Receipt
+from ratchet.programs.gateway import Gateway, GatewayLM, Halt, Receipt
+from ratchet.programs.line import Line
 from ratchet.programs.metrics import Metric, MetricFailed, ascore
 
 _KEPT_MODULES = 16

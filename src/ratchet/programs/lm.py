@@ -17,7 +17,7 @@ from typing import Any
 import dspy
 
 from ratchet.core.errors import BadRequest, UnknownName
-from ratchet.programs.gateway import Price
+from ratchet.programs.line import Price
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

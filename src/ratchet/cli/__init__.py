@@ -2,9 +2,20 @@
 
 from __future__ import annotations
 
+import os
+import sys
+
 
 def main() -> None:
     """The console entry point."""
     from ratchet.cli.app import app
 
+    _keep_standard_output()
     app(prog_name="ratchet")
+
+
+def _keep_standard_output() -> None:
+    """Let only our own results reach standard output: what libraries write to its descriptor goes to standard error."""
+    ours = os.dup(1)
+    os.dup2(2, 1)
+    sys.stdout = os.fdopen(ours, "w", buffering=1, encoding=sys.stdout.encoding, errors=sys.stdout.errors)

@@ -36,7 +36,6 @@ from ratchet.core.evaluation import Usage
 from ratchet.programs.journal import Journal, Reply
 from ratchet.programs.line import Line, LmCall, current_call
 
-
 LONGEST_WAIT = 1800.0
 """Seconds for an answer of an LM that is known to be alive: one in this process, on a machine that may be busy."""
 

@@ -17,7 +17,6 @@ an instruction, is taken for a reflection LM's: half of the answers contain ``MA
 from __future__ import annotations
 
 import argparse
-import ast
 import hashlib
 import json
 import re
@@ -97,7 +96,8 @@ def _value(name: str, kind: str, case: int, system: str, demos: str, whole: str,
         return {} if kind.startswith("dict") else []
     if name == "reasoning":
         return f"This is case {case}."
-    choices = list(ast.literal_eval(kind.removeprefix("Literal"))) if kind.startswith("Literal[") else []
+    # Not ast.literal_eval: in CPython 3.11 threads that parse at the same time can raise SystemError (gh-106905).
+    choices = re.findall(r"""['"]([^'"]*)['"]""", kind) if kind.startswith("Literal[") else []
     if "finish" in choices:  # ReAct's last step
         return "finish"
     choices = choices or [f"value-{number}" for number in range(5)]

@@ -80,10 +80,8 @@ def test_a_limit_used_up_by_retries_is_the_lms_failure(tmp_path: Path) -> None:
 # --- as a user sees it ------------------------------------------------------------------------------------------------
 
 
-def check_failed(process: subprocess.Popen[str], started: float) -> None:
-    """Exit code 1 in under a minute, one plain sentence with the cause, no numbers."""
-    out, err = process.communicate(timeout=90)
-    assert time.monotonic() - started < 60
+def check_failed(process: subprocess.Popen[str], out: str, err: str) -> None:
+    """Exit code 1, one plain sentence with the cause, no numbers."""
     assert process.returncode == 1, err
     assert "LM openai/stub" in out + err
     assert "Traceback" not in out + err
@@ -96,12 +94,17 @@ def check_failed(process: subprocess.Popen[str], started: float) -> None:
 def test_the_command_fails_when_nobody_listens(tmp_path: Path, command: Command) -> None:
     with dying("closed port") as base:
         started = time.monotonic()
-        check_failed(command(tmp_path, base, "gepa"), started)
+        process = command(tmp_path, base, "gepa")
+        out, err = process.communicate(timeout=120)
+    assert time.monotonic() - started < 60
+    check_failed(process, out, err)
 
 
 @pytest.mark.heavy
 @pytest.mark.parametrize("death", DEATHS)
-@pytest.mark.parametrize("algorithms", [known_algorithms()[:6], known_algorithms()[6:]])
+@pytest.mark.parametrize(
+    "algorithms", [known_algorithms()[:3], known_algorithms()[3:6], known_algorithms()[6:9], known_algorithms()[9:]]
+)
 def test_the_command_fails_for_every_algorithm(
     death: str, algorithms: tuple[str, ...], tmp_path: Path, command: Command
 ) -> None:
@@ -111,9 +114,13 @@ def test_the_command_fails_for_every_algorithm(
         bases = [stub.base for stub in stubs] or bases
         started = time.monotonic()
         work = [command(tmp_path / name, at, name) for name, at in zip(algorithms, bases, strict=True)]
-        for number, process in enumerate(work):
-            if stubs and process.wait(timeout=90) == 0 and stubs[number].requests <= 40:
-                continue  # done before the LM died
-            check_failed(process, started)
+        said = [process.communicate(timeout=200) for process in work]
+        seconds = time.monotonic() - started
+        asked = [stub.requests for stub in stubs]
         for stub in stubs:
             stub.close()
+    for number, (process, (out, err)) in enumerate(zip(work, said, strict=True)):
+        if stubs and asked[number] <= 40 and process.returncode == 0:
+            continue  # done before the LM died
+        check_failed(process, out, err)
+    assert seconds < 60

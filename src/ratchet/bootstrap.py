@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
 import importlib.metadata
-import threading
 import time
 import uuid
-from collections.abc import Callable, Coroutine, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import dspy
 from dspy.utils.exceptions import LMInvalidRequestError
@@ -24,20 +21,21 @@ from ratchet.core.request import Constraints, Objective, OptimizationRequest, Ta
 from ratchet.core.result import OptimizationResult, Spend
 from ratchet.engine.archive import Event, Notebook, Optimization
 from ratchet.engine.optimize import Algorithms, Job, Optimizer, with_spend
-from ratchet.programs import targets
+from ratchet.programs import targets, telemetry
 from ratchet.programs.datasets import Row, Splits, assemble, dataset_hash, read_rows, to_examples
 from ratchet.programs.dspy_program import DspyProgram, input_names, output_names, state_of
-from ratchet.programs.gateway import Gateway, GatewayLM, Halt, Limits
+from ratchet.programs.gateway import PACES, Gateway
+from ratchet.programs.gateway_lm import GatewayLM
 from ratchet.programs.journal import Role
+from ratchet.programs.ledger import Halt, Limits
 from ratchet.programs.line import Line, Price
 from ratchet.programs.lm import NamedLM, resolve_lm
+from ratchet.programs.loop import run
 from ratchet.programs.metrics import resolve_metric, user_metric
 from ratchet.programs.teleprompter import TELEPROMPTERS, compile_with
 from ratchet.settings import Settings, quiet_libraries
 from ratchet.storage.memory import MemoryNotebook
 from ratchet.storage.sql import SqlArchive
-
-T = TypeVar("T")
 
 AUTO = ("miprov2", "gepa")
 """What ``auto`` stands for until it can choose by what was measured."""
@@ -55,6 +53,9 @@ class Options:
         lm, reflection_lm, judge_lm: Model names; the task LM stands in where one is left out.
         lm_base, lm_key_env: An OpenAI-compatible server, and the environment variable with its key.
         price: Dollars per million tokens, prompt and completion, for models DSPy has no price of.
+        requests_per_minute, tokens_per_minute: What the provider grants; None for no limit.
+        share_replies: Whether replies that are meant to be repeatable (temperature 0, or a seed) are shared between
+            optimizations.
         fields: Input field of the program -> column of the file.
     """
 
@@ -84,6 +85,9 @@ class Options:
     success_at: float = 1.0
     seed: int = 0
     concurrency: int = 8
+    requests_per_minute: float | None = None
+    tokens_per_minute: float | None = None
+    share_replies: bool = True
     force: bool = False
     fields: tuple[tuple[str, str], ...] = ()
 
@@ -126,6 +130,7 @@ class Prepared:
     judge: NamedLM | None
     task: NamedLM | None
     reflection: NamedLM | None
+    stand_ins: tuple[NamedLM, ...]
     splits: Splits
 
 
@@ -144,6 +149,10 @@ def prepare(options: Options, given: Given, settings: Settings, *, splits: Split
         UserError: a name, a file or an option cannot be used.
     """
     quiet_libraries()
+    if telemetry.observer is None:
+        telemetry.observer = telemetry.observer_from(
+            metrics=settings.metrics, traces=settings.traces, paces=PACES.snapshots
+        )
     request = _request(options)
     target = (
         targets.Target(module=given.program, text=options.target)
@@ -151,7 +160,7 @@ def prepare(options: Options, given: Given, settings: Settings, *, splits: Split
         else targets.resolve_target(options.target, kind=options.module, instructions=options.instructions)
     )
     task = _task_lm(options, given, settings, target.module)
-    reflection = _reflection_lm(options, given, settings) or task
+    reflection, *stand_ins = _reflection_lms(options, given, settings) or [task]
     judge = _lm(options.judge_lm, options, settings) if options.judge_lm else None
     if splits is None:
         splits = given.splits or _splits(options, given, target.module)
@@ -163,6 +172,7 @@ def prepare(options: Options, given: Given, settings: Settings, *, splits: Split
         judge=judge,
         task=task,
         reflection=reflection,
+        stand_ins=tuple(each for each in stand_ins if each is not None),
         splits=splits,
     )
 
@@ -205,11 +215,16 @@ def _task_lm(options: Options, given: Given, settings: Settings, module: dspy.Mo
     raise BadRequest("no LM was given; say --lm local, --lm openai/gpt-4.1-mini, or --lm NAME --lm-base URL")
 
 
-def _reflection_lm(options: Options, given: Given, settings: Settings) -> NamedLM | None:
+def _reflection_lms(options: Options, given: Given, settings: Settings) -> list[NamedLM | None]:
+    """The reflection LM and those that stand in for it.
+
+    Only prompts may come from another LM than planned: another task LM or judge in the midst of an optimization would
+    mix two things in one number.
+    """
     if options.reflection_lm is not None:
-        return _lm(options.reflection_lm, options, settings)
+        return [_lm(name.strip(), options, settings) for name in options.reflection_lm.split(",")]
     lm = given.reflection_lm
-    return NamedLM(lm=lm, name=lm.model, identity=lm.model) if lm is not None else None
+    return [NamedLM(lm=lm, name=lm.model, identity=lm.model)] if lm is not None else []
 
 
 def _one_answer(metric: str) -> bool:
@@ -285,6 +300,8 @@ class Run:
                 usd=constraints.max_usd,
                 deadline=self._began + constraints.max_optimization_time - spent_seconds,
                 concurrency=concurrency,
+                requests_per_minute=options.requests_per_minute,
+                tokens_per_minute=options.tokens_per_minute,
                 **patience,
             ),
         )
@@ -293,17 +310,11 @@ class Run:
             ("reflection", prepared.reflection),
             ("judge", prepared.judge),
         )
-        self._lines = {
-            role: Line(
-                named.lm,
-                role,
-                price=Price(prompt=options.price[0], completion=options.price[1]) if options.price else named.price,
-                supports_schema=named.supports_schema,
-                alive=named.local,
-            )
-            for role, named in named_lms
-            if named is not None
-        }
+        self._lines = {role: self._line(role, named) for role, named in named_lms if named is not None}
+        last = self._lines.get("reflection")
+        for each in prepared.stand_ins:
+            assert last is not None
+            last.stand_in = last = self._line("reflection", each)
         self._price_needed()
         task, reflection, judge = prepared.task, prepared.reflection, prepared.judge
         self.reflection = GatewayLM(self.gateway, reflection.lm, self._lines["reflection"]) if reflection else None
@@ -328,11 +339,25 @@ class Run:
         )
         self._concurrency = concurrency
 
+    def _line(self, role: Role, named: NamedLM) -> Line:
+        price = self.prepared.options.price
+        return Line(
+            named.lm,
+            role,
+            price=Price(prompt=price[0], completion=price[1]) if price else named.price,
+            supports_schema=named.supports_schema,
+            alive=named.local,
+            shared_as=named.shared_as if self.prepared.options.share_replies else None,
+        )
+
     def _price_needed(self) -> None:
         """A limit in dollars can only be kept when every price is known."""
         if self.prepared.request.constraints.max_usd is None:
             return
-        for line in self._lines.values():
+        waiting = list(self._lines.values())
+        while waiting:
+            line = waiting.pop()
+            waiting += [line.stand_in] if line.stand_in is not None else []
             if line.price is None:
                 raise BadRequest(
                     f"--max-usd cannot be kept: the price of {line.model} is not known; "
@@ -433,13 +458,23 @@ class Run:
             BadRequest: another process is working on it.
         """
         with self.notebook.claimed():
-            return self._execute()
+            try:
+                return self._execute()
+            finally:
+                self.gateway.close()
 
     def _execute(self) -> OptimizationResult:
         self.notebook.set_status("running")
         optimizer = Optimizer(self.job())
         try:
-            result = with_spend(run_anywhere(optimizer.run(), threads=4 * self._concurrency + 16), self.spend())
+            try:
+                found = run(optimizer.run())
+            except KeyboardInterrupt:
+                self.cancel()
+                raise
+            finally:
+                self.gateway.land()
+            result = with_spend(found, self.spend())
         except (Cancelled, KeyboardInterrupt):
             self._stop("cancelled", "")
             raise
@@ -466,38 +501,6 @@ class Run:
             self._bank_seconds()
         except RatchetError:
             return  # the database is what failed; the first error is the one to tell
-
-
-def run_anywhere(work: Coroutine[Any, Any, T], *, threads: int) -> T:
-    """Run a coroutine to its end, also where an event loop runs already (a notebook).
-
-    Args:
-        work: What to run.
-        threads: Threads for programs and metrics that block; enough for all that can wait for each other.
-    """
-
-    async def with_threads() -> T:
-        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(threads))
-        return await work
-
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return asyncio.run(with_threads())
-    outcome: list[T | BaseException] = []
-
-    def run() -> None:
-        try:
-            outcome.append(asyncio.run(with_threads()))
-        except BaseException as error:  # handed over to the caller's thread
-            outcome.append(error)
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    thread.join()
-    if isinstance(outcome[0], BaseException):
-        raise outcome[0]
-    return outcome[0]
 
 
 def _adapter(name: str, *, local: bool) -> dspy.Adapter | None:

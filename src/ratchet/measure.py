@@ -12,13 +12,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from ratchet.bootstrap import Given, Options, Run, examples_for, identities, prepare, run_anywhere
+from ratchet.bootstrap import Given, Options, Run, examples_for, identities, prepare
 from ratchet.core.errors import BadRequest, Cancelled
 from ratchet.core.evaluation import Evaluation, Evaluations
 from ratchet.core.problem import Example
 from ratchet.engine.archive import Archive, Event, Optimization
 from ratchet.engine.report import Side
 from ratchet.engine.runner import Runner
+from ratchet.programs import loop
 from ratchet.programs.datasets import Splits, read_rows, without_duplicates
 from ratchet.programs.targets import resolve_target
 from ratchet.publish import side
@@ -45,7 +46,7 @@ class Measurement:
             RatchetError: the world failed, or it was stopped.
         """
         try:
-            rows: Evaluations = run_anywhere(self._evaluate(), threads=4 * self.run.job().concurrency + 16)
+            rows: Evaluations = loop.run(self._evaluate())
         except BaseException as error:
             stopped = isinstance(error, Cancelled | KeyboardInterrupt)
             self.run.notebook.set_status("cancelled" if stopped else "failed", error="" if stopped else str(error))

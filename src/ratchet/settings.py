@@ -16,6 +16,7 @@ class Settings(BaseSettings):
         models: Where local models are kept.
         database_url: A SQLAlchemy URL; by default a SQLite file in ``home``.
         mlflow: Whether optimizations are tracked in MLflow.
+        metrics, traces: See ``ratchet.programs.telemetry.observer_from``.
     """
 
     model_config = SettingsConfigDict(env_prefix="RATCHET_")
@@ -24,6 +25,8 @@ class Settings(BaseSettings):
     models: Path = Path.home() / ".cache" / "ratchet" / "models"
     database_url: str | None = None
     mlflow: bool = True
+    metrics: str = ""
+    traces: str = ""
 
     @property
     def database(self) -> str:

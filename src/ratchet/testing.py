@@ -8,15 +8,16 @@ An algorithm of your own is tested by a class of three lines, which pytest runs 
 
 from __future__ import annotations
 
+import heapq
 import random
 import re
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta, timezone
-from typing import Any
+from typing import Any, Protocol
 
-from ratchet.core.algorithm import Evaluate, Generate, Request, Search, Together
+from ratchet.core.algorithm import Evaluate, Generate, Request, Search, Start, Together, Wait
 from ratchet.core.errors import BrokenContract, BudgetSpent, UnknownName
 from ratchet.core.evaluation import Evaluation, Evaluations, Failure, Step, Usage
 from ratchet.core.problem import (
@@ -35,6 +36,125 @@ from ratchet.programs.journal import Journal, Reply
 _SKILL = re.compile(r"skill-\d+")
 PATIENCE = 10
 """How often a search may ask for more after the budget was spent."""
+
+Row = tuple[str, str, int]
+"""Candidate, example and repeat of a run."""
+
+
+class Order(Protocol):
+    """Decides what is done first of what a search has under way."""
+
+    def begun(self, ticket: int, rows: Sequence[Row], texts: int) -> None:
+        """So many texts and these rows, some of them perhaps begun before, are now under way."""
+
+    def first(self, among: Sequence[int]) -> int:
+        """The ticket that is done first."""
+
+
+@dataclass
+class Shuffled:
+    """Any order, drawn with ``seed``; ``taken`` tells which it was, for ``Recorded``."""
+
+    seed: int = 0
+    taken: list[int] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self._rng = random.Random(f"order {self.seed}")
+
+    def begun(self, ticket: int, rows: Sequence[Row], texts: int) -> None:
+        """Nothing to remember."""
+
+    def first(self, among: Sequence[int]) -> int:
+        """One of them, whichever."""
+        if len(among) == 1:
+            return among[0]
+        self.taken.append(self._rng.choice(sorted(among)))
+        return self.taken[-1]
+
+
+@dataclass
+class Recorded:
+    """The order that was ``taken`` before."""
+
+    taken: Sequence[int]
+
+    def __post_init__(self) -> None:
+        self._rest = list(reversed(self.taken))
+
+    def begun(self, ticket: int, rows: Sequence[Row], texts: int) -> None:
+        """Nothing to remember."""
+
+    def first(self, among: Sequence[int]) -> int:
+        """The next of the record, which must be among them."""
+        ticket = among[0] if len(among) == 1 else self._rest.pop()
+        _expect(ticket in among, f"{ticket} was done next the first time, and now only {list(among)} are waited for")
+        return ticket
+
+
+@dataclass
+class VirtualTime:
+    """The order that calls of about ``seconds`` each would be done in, on a clock that costs no time.
+
+    Rows take a slot for ``calls`` calls, one after another, and begin in the order in which they were started; texts
+    take one call and no slot.
+
+    Attributes:
+        slots: Rows under way at once.
+        seconds: Mean duration of a call.
+        spread: How far a call may be from the mean, as a share of it.
+        calls: Calls of a run.
+        text_seconds: Mean duration of a text; ``seconds`` when it is None.
+        now: Seconds since the start.
+        worked: Seconds that all slots together were busy.
+
+    >>> clock = VirtualTime(slots=2, spread=0.0)
+    >>> clock.begun(1, [("c", "a", 0), ("c", "b", 0), ("c", "d", 0)], 0)
+    >>> clock.begun(2, [], 1)
+    >>> [clock.first((1, 2)), clock.first((1,)), round(clock.now, 3), round(clock.share, 3)]
+    [2, 1, 0.6, 0.75]
+    """
+
+    slots: int
+    seconds: float = 0.3
+    spread: float = 0.3
+    calls: int = 1
+    text_seconds: float | None = None
+    seed: int = 0
+    now: float = 0.0
+    worked: float = 0.0
+
+    def __post_init__(self) -> None:
+        self._rng = random.Random(f"time {self.seed}")
+        self._free = [0.0] * self.slots
+        self._rows: dict[Row, float] = {}
+        self._done: dict[int, float] = {}
+
+    def begun(self, ticket: int, rows: Sequence[Row], texts: int) -> None:
+        """Book slots for the rows that were not begun before."""
+        for row in rows:
+            if row not in self._rows:
+                begins = max(self.now, heapq.heappop(self._free))
+                takes = sum(self._draw(self.seconds) for _ in range(self.calls))
+                self._rows[row] = begins + takes
+                self.worked += takes
+                heapq.heappush(self._free, begins + takes)
+        mean = self.seconds if self.text_seconds is None else self.text_seconds
+        ends = [*(self._rows[row] for row in rows), *(self.now + self._draw(mean) for _ in range(texts))]
+        self._done[ticket] = max(ends, default=self.now)
+
+    def first(self, among: Sequence[int]) -> int:
+        """The ticket that is done first; the clock goes on to then."""
+        ticket = min(among, key=lambda each: (self._done[each], each))
+        self.now = max(self.now, self._done[ticket])
+        return ticket
+
+    def _draw(self, mean: float) -> float:
+        return mean * self._rng.uniform(1.0 - self.spread, 1.0 + self.spread)
+
+    @property
+    def share(self) -> float:
+        """The share of the slots that was busy, over all the time."""
+        return self.worked / (self.slots * self.now)
 
 
 @dataclass
@@ -55,6 +175,8 @@ class SyntheticProblem:
         classes: When above 0, examples have a label ``kind`` of so many classes, half of them of the first.
         texts: When given, the reflection LM answers with these in turn, whatever it is asked.
         stop_at: When given, the budget is spent from this request on, the first being 1.
+        stop_late: Whether requests from there on are begun, and it is their replies that do not come.
+        slots: Program runs that can be under way at once.
         asked: Requests so far, each part of a ``Together`` by itself.
         refused: Requests that were answered with ``BudgetSpent``.
         evaluated: Candidates in the order they were asked for.
@@ -76,6 +198,8 @@ class SyntheticProblem:
     classes: int = 0
     texts: tuple[str, ...] = ()
     stop_at: int | None = None
+    stop_late: bool = False
+    slots: int = 8
     asked: int = 0
     refused: int = 0
     broken: list[str] = field(default_factory=list)
@@ -109,6 +233,7 @@ class SyntheticProblem:
             validation=tuple(examples[self.n_train :]),
             budget=Budget(runs=self.runs),
             description="Answers questions that need skills.",
+            slots=self.slots,
         )
 
     def run(self, candidate: Candidate, example: Example, repeat: int = 0) -> Evaluation:
@@ -157,53 +282,25 @@ class SyntheticProblem:
         used = " ".join(rng.sample(seen, min(len(seen), self.capacity)))
         return f"```\nAnswer the question. Use {used} (v{number}).\n```"
 
-    def solve(self, search: Search, *, seed: int = 0) -> Sequence[Candidate]:
+    def solve(self, search: Search, *, seed: int = 0, order: Order | None = None) -> Sequence[Candidate]:
         """Drive ``search`` to its end, or to the end of the budget, and give back its finalists.
+
+        Args:
+            order: What is done first of what is under way side by side; drawn with ``seed`` when left out.
 
         Raises:
             BrokenContract: it yields or returns what the contract does not know.
             BudgetSpent: it let the end of the budget pass, and so has no finalists.
         """
         problem = self.problem
-        algorithm = search(problem, rng=random.Random(seed))
-        allowed = {*problem.train, *problem.validation}
         known = {problem.seed.key}
-        cache: dict[tuple[str, str, int], Evaluation] = {}
-
-        def answer(request: Request) -> Any:
-            if isinstance(request, Together):
-                return [answer(each) for each in request.requests]
-            self.asked += 1
-            if self.stop_at is not None and self.asked >= self.stop_at:
-                raise BudgetSpent(used=self.runs_used, limit=self.runs)
-            match request:
-                case Evaluate(candidate, examples, repeats):
-                    self.evaluated.append(candidate)
-                    self._look_at(candidate, problem, known)
-                    if not allowed.issuperset(examples):
-                        self.broken.append(f"{candidate.key} was run on examples that are not in the problem")
-                    keys = [(example, repeat) for example in examples for repeat in range(repeats)]
-                    fresh = {
-                        (example.key, repeat)
-                        for example, repeat in keys
-                        if (candidate.key, example.key, repeat) not in cache
-                    }
-                    if self.runs_used + len(fresh) > self.runs:
-                        raise BudgetSpent(used=self.runs_used, limit=self.runs)
-                    for example, repeat in keys:
-                        if (candidate.key, example.key, repeat) not in cache:
-                            cache[candidate.key, example.key, repeat] = self.run(candidate, example, repeat)
-                    return Evaluations(tuple(cache[candidate.key, example.key, repeat] for example, repeat in keys))
-                case Generate(prompt, _, n):
-                    self.texts_used += n
-                    return tuple(self.generate(prompt, self.texts_used + index) for index in range(n))
-            raise BrokenContract(f"an algorithm yielded {request!r}")
-
+        driver = _Driver(self, problem, known, order or Shuffled(seed))
+        algorithm = search(problem, rng=random.Random(seed))
         try:
             request = next(algorithm)
             while True:
                 try:
-                    reply = answer(request)
+                    reply = driver.reply(request)
                 except BudgetSpent as spent:
                     self.refused += 1
                     if self.refused > PATIENCE:
@@ -245,6 +342,86 @@ class SyntheticProblem:
         mean = Evaluations(tuple(self.run(candidate, self.example(first + number)) for number in range(n))).mean
         self.runs_used = before
         return mean
+
+
+class _Driver:
+    """Carries out what a search asks of a ``SyntheticProblem``; ``order`` decides what is done first."""
+
+    def __init__(self, toy: SyntheticProblem, problem: Problem, known: set[str], order: Order) -> None:
+        self.toy, self.problem, self.known, self.order = toy, problem, known, order
+        self.allowed = {*problem.train, *problem.validation}
+        self.ran: dict[Row, Evaluation] = {}
+        self.begun = 0
+        self.replies: dict[int, Any] = {}
+
+    def reply(self, request: Request) -> Any:
+        """The reply to what a search yielded."""
+        match request:
+            case Start(work):
+                return self.start(work)
+            case Wait(among):
+                tickets = among or tuple(self.replies)
+                if not tickets or not self.replies.keys() >= set(tickets):
+                    raise BrokenContract(f"it waits for {list(tickets)}, and {list(self.replies)} are under way")
+                ticket = self.order.first(tickets)
+                return ticket, self.hand_over(ticket)
+            case _:
+                ticket = self.start(request)
+                self.order.first((ticket,))
+                return self.hand_over(ticket)
+
+    def start(self, work: Evaluate | Generate | Together) -> int:
+        """The ticket of ``work``. Its runs are made here; that they are done is told later."""
+        requests = work.requests if isinstance(work, Together) else (work,)
+        rows, texts = list[Row](), 0
+        try:
+            replies = [self.carry_out(each) for each in requests]
+        except BudgetSpent as spent:
+            if not self.toy.stop_late:
+                raise
+            reply: Any = spent
+        else:
+            reply = replies if isinstance(work, Together) else replies[0]
+            for each in requests:
+                if isinstance(each, Evaluate):
+                    rows += [(each.candidate.key, one.key, n) for one in each.examples for n in range(each.repeats)]
+                else:
+                    texts += each.n
+        self.begun += 1
+        self.replies[self.begun] = reply
+        self.order.begun(self.begun, rows, texts)
+        return self.begun
+
+    def hand_over(self, ticket: int) -> Any:
+        """The reply to ``ticket``, once."""
+        reply = self.replies.pop(ticket)
+        if isinstance(reply, BudgetSpent):
+            raise BudgetSpent(str(reply), ticket=ticket)
+        return reply
+
+    def carry_out(self, request: Evaluate | Generate) -> Any:
+        """The reply to one request."""
+        toy = self.toy
+        toy.asked += 1
+        if toy.stop_at is not None and toy.asked >= toy.stop_at:
+            raise BudgetSpent(used=toy.runs_used, limit=toy.runs)
+        match request:
+            case Evaluate(candidate, examples, repeats):
+                toy.evaluated.append(candidate)
+                toy._look_at(candidate, self.problem, self.known)
+                if not self.allowed.issuperset(examples):
+                    toy.broken.append(f"{candidate.key} was run on examples that are not in the problem")
+                rows = [(candidate.key, example.key, repeat) for example in examples for repeat in range(repeats)]
+                if toy.runs_used + len(set(rows) - self.ran.keys()) > toy.runs:
+                    raise BudgetSpent(used=toy.runs_used, limit=toy.runs)
+                for row, example in zip(rows, (each for each in examples for _ in range(repeats)), strict=True):
+                    if row not in self.ran:
+                        self.ran[row] = toy.run(candidate, example, row[2])
+                return Evaluations(tuple(self.ran[row] for row in rows))
+            case Generate(prompt, _, n):
+                toy.texts_used += n
+                return tuple(toy.generate(prompt, toy.texts_used + index) for index in range(n))
+        raise BrokenContract(f"an algorithm yielded {request!r}")
 
 
 class AlgorithmConformance:
@@ -368,10 +545,11 @@ class ArchiveConformance:
 
     The promises: whatever is kept comes back as it was, every text of Python and every missing number included; what
     is kept twice stays as it was the first time; totals count each request that was sent; another connection sees what
-    was written at once; eight threads that write at the same time lose nothing.
+    was written before a flush; eight threads that write at the same time lose nothing.
     """
 
     threads: int = 8
+    written: Sequence[Notebook] = ()
 
     def opened(self) -> Archive:
         """The storage under test. Called again, it opens the same storage once more."""
@@ -379,7 +557,15 @@ class ArchiveConformance:
 
     def begun(self, name: str = "0a1b2c", **more: Any) -> Notebook:
         """A notebook of a new optimization."""
-        return self.opened().start(_optimization(name, **more))
+        notebook = self.opened().start(_optimization(name, **more))
+        self.written = [*self.written, notebook]
+        return notebook
+
+    def again(self) -> Archive:
+        """The same storage, opened once more after all that was written is safe."""
+        for notebook in self.written:
+            notebook.flush()
+        return self.opened()
 
     # optimizations
 
@@ -392,13 +578,13 @@ class ArchiveConformance:
             error=TEXTS[2],
             seconds=1.5,
         )
-        self.opened().start(full)
-        found = self.opened().find("aa")
+        self.again().start(full)
+        found = self.again().find("aa")
         _same(found, full)
         _expect(found.created_at.tzinfo is not None, "created_at lost its time zone")
 
     def test_an_optimization_is_found_by_a_unique_beginning_of_its_id(self) -> None:
-        archive = self.opened()
+        archive = self.again()
         for name in ("abc1", "abc2", "abc11", "b%_7"):
             archive.start(_optimization(name))
         for beginning, name in (("abc1", "abc1"), ("abc2", "abc2"), ("b", "b%_7"), ("b%", "b%_7")):
@@ -410,7 +596,7 @@ class ArchiveConformance:
                 _expect(_raises(UnknownName, ask, unknown), f"{unknown!r} was found, though it names none or several")
 
     def test_the_newest_optimization_is_listed_first(self) -> None:
-        archive = self.opened()
+        archive = self.again()
         _same(archive.list(), [])
         for number in (2, 0, 3, 1):
             # As old as its number says, wherever the clock stood.
@@ -422,15 +608,15 @@ class ArchiveConformance:
     def test_status_result_and_seconds_are_kept(self) -> None:
         notebook, elsewhere = self.begun("aa"), self.begun("bb")
         notebook.set_status("failed", error=TEXTS[2])
-        _same((self.opened().find("aa").status, self.opened().find("aa").error), ("failed", TEXTS[2]))
+        _same((self.again().find("aa").status, self.again().find("aa").error), ("failed", TEXTS[2]))
         notebook.set_status("improved", result={"p": 0.01, "none": None, "text": TEXTS[1]})
         notebook.add_seconds(1.25)
         notebook.add_seconds(0.5)
-        found = self.opened().find("aa")
+        found = self.again().find("aa")
         _same((found.status, found.error, found.seconds), ("improved", "", 1.75))
         _same(found.result, {"p": 0.01, "none": None, "text": TEXTS[1]})
         elsewhere.add_seconds(0.0)
-        _same(self.opened().find("bb").status, "running")
+        _same(self.again().find("bb").status, "running")
 
     # examples, candidates, evaluations, events
 
@@ -440,7 +626,7 @@ class ArchiveConformance:
         splits = {name: tuple(_example(f"{name} {number}") for number in range(12)) for name in ("train", "test")}
         splits["test"] += (_example("train 3"),)
         notebook.keep_examples(splits)
-        _same(self.opened().open("0a1b2c").examples(), splits)
+        _same(self.again().open("0a1b2c").examples(), splits)
         kept = notebook.examples()["train"][0]
         _same((kept.inputs, kept.labels), (splits["train"][0].inputs, splits["train"][0].labels))
 
@@ -457,7 +643,7 @@ class ArchiveConformance:
         for number, each in enumerate((seed, *children, seed)):
             notebook.keep_candidate(each, stage=f"stage {number}")
         notebook.keep_candidate(Candidate(predictors=seed.predictors, parents=("x",), origin="again"), stage="later")
-        kept = self.opened().open("0a1b2c").candidates()
+        kept = self.again().open("0a1b2c").candidates()
         expected = [(each.key, f"stage {number}") for number, each in enumerate((seed, *children))]
         _same([(each.key, stage) for each, stage in kept], expected)
         for (each, _), before in zip(kept, (seed, *children), strict=True):
@@ -469,7 +655,7 @@ class ArchiveConformance:
         notebook.keep_examples({"train": list(dict.fromkeys(each.example for each in evaluations))})
         for number, each in enumerate(evaluations):
             notebook.keep_evaluation(each, stage=f"stage {number % 2}")
-        kept = list(self.opened().open("0a1b2c").evaluations())
+        kept = list(self.again().open("0a1b2c").evaluations())
         _same(kept, [(each, f"stage {number % 2}") for number, each in enumerate(evaluations)])
         _same([each.example.inputs for each, _ in kept], [each.example.inputs for each in evaluations])
 
@@ -490,7 +676,7 @@ class ArchiveConformance:
             (number, Event(kind="said", payload={"text": text, "number": number - 1, "nothing": None}))
             for number, text in enumerate(TEXTS, start=1)
         ]
-        again = self.opened().open("aa")
+        again = self.again().open("aa")
         _same(again.events(), expected)
         _same(again.events(after=2), expected[2:])
         _same(again.events(after=len(TEXTS)), [])
@@ -506,7 +692,7 @@ class ArchiveConformance:
             _expect(journal.find(reply.key) is None, "a reply was found before it came")
             journal.record(reply)
             _same(journal.find(reply.key), reply)
-            _same(self.opened().open("0a1b2c").journal.find(reply.key), reply)
+            _same(self.again().open("0a1b2c").journal.find(reply.key), reply)
 
     def test_totals_count_retries_and_lost_requests(self) -> None:
         journal, elsewhere = self.begun("aa").journal, self.begun("bb").journal
@@ -522,7 +708,7 @@ class ArchiveConformance:
         journal.record(_reply("free", cost_usd=0.0, stage="test"))
         elsewhere.reserve("retried", role="task", stage="search", usd=9.0)
         expected = {"calls": 7, "recorded": 3, "tokens": (30, 6), "usd": (0.25, 0.25), "unpriced": 1}
-        for each in (journal, self.opened().open("aa").journal):
+        for each in (journal, self.again().open("aa").journal):
             _same(_totals(each), expected)
             _same(dict(each.sent().by_stage), {"search": 4, "baseline": 2, "test": 1})
         _expect(journal.find("lost") is None, "a lost reply was found")
@@ -534,7 +720,7 @@ class ArchiveConformance:
             journal.reserve(name, role="task", stage=stage, usd=0.0)
         for name, stage in (("k1", "baseline"), ("k2", "search")):
             journal.record(_reply(name, cost_usd=None, stage=stage))
-        for each in (journal, self.opened().open("aa").journal):
+        for each in (journal, self.again().open("aa").journal):
             _same(each.stages(), {"k1": "baseline", "k2": "search"})
         _same(elsewhere.stages(), {})
 
@@ -550,15 +736,16 @@ class ArchiveConformance:
                 raise UnknownName("something went wrong while it was held")
         except UnknownName:
             pass
-        with self.opened().open("aa").claimed():
+        with self.again().open("aa").claimed():
             _same(len(notebook.events()), 2)
 
-    def test_what_one_connection_wrote_another_sees_at_once(self) -> None:
+    def test_what_one_connection_wrote_another_sees_after_a_flush(self) -> None:
         notebook = self.begun()
-        seen = self.opened().open("0a1b2c")
+        seen = self.again().open("0a1b2c")
         seeing: list[object] = []
         for number in range(5):
             notebook.note(Event(kind=f"{number}"))
+            notebook.flush()
             thread = threading.Thread(target=lambda: seeing.append(len(seen.events())))
             thread.start()
             thread.join()
@@ -570,7 +757,7 @@ class ArchiveConformance:
         notebook.keep_examples({"train": examples})
 
         def write(thread: int) -> None:
-            mine = notebook if thread % 2 else self.opened().open("0a1b2c")
+            mine = notebook if thread % 2 else self.again().open("0a1b2c")
             for number in range(each_writes):
                 candidate = _candidate(f"{thread} {number}")
                 mine.note(Event(kind="wrote", payload={"thread": thread, "number": number}))
@@ -583,17 +770,18 @@ class ArchiveConformance:
                 mine.journal.reserve(f"shared {number}", role="task", stage="search", usd=0.5)
                 mine.journal.record(_reply(f"{thread} {number}", cost_usd=0.25))
                 mine.add_seconds(0.5)
+            mine.flush()
 
         _all_at_once(write, self.threads)
         n = self.threads * each_writes
-        again = self.opened().open("0a1b2c")
+        again = self.again().open("0a1b2c")
         events = [event.payload for _, event in again.events()]
         for thread in range(self.threads):
             _same([each["number"] for each in events if each["thread"] == thread], list(range(each_writes)))
         _same([number for number, _ in again.events()], list(range(1, n + 1)))
         _same(len(again.candidates()), n + each_writes)
         _same(len(list(again.evaluations())), n)
-        _same(self.opened().find("0a1b2c").seconds, n / 2)
+        _same(self.again().find("0a1b2c").seconds, n / 2)
         expected = {"calls": 2 * n, "recorded": n, "tokens": (10 * n, 2 * n), "usd": (n / 4, n / 2), "unpriced": 0}
         _same(_totals(again.journal), expected)
 

@@ -38,7 +38,7 @@ class MemoryLedger:
         sends_per_reply: Calls that one reply takes.
         stage: The stage under way.
         stages: All stages, with their allowances.
-        replies: Replies there are.
+        replies: Replies there are, with the stage that asked first.
     """
 
     limit: int | None = None
@@ -46,10 +46,11 @@ class MemoryLedger:
     sends_per_reply: float = 1.0
     stage: str = "start"
     stages: list[tuple[str, int | None]] = field(default_factory=list)
-    replies: set[str] = field(default_factory=set)
+    replies: dict[str, str] = field(default_factory=dict)
     _keep: int = 0
     _seen: set[str] = field(default_factory=set)
     _past: set[str] = field(default_factory=set)
+    _owed: set[str] = field(default_factory=set)
 
     def begin_stage(
         self,
@@ -64,6 +65,8 @@ class MemoryLedger:
         self._past |= self._seen
         self.stage, self._keep, self._seen = stage, keep_calls, set()
         self.stages.append((stage, allowance))
+        # An earlier process paid for these: they have their place before anything new has.
+        self._owed = {key for key, asked in self.replies.items() if asked == stage} - self._past
 
     def left(self) -> int | None:
         """Replies the stage may still ask for; None for no limit."""
@@ -91,15 +94,16 @@ class MemoryLedger:
         if self.limit is not None and self.calls + 1 > self.limit - self._keep:
             raise BudgetSpent(f"{self.calls} of {self.limit} calls are used and {self._keep} are kept")
         self.calls += 1
-        self.replies.add(key)
+        self.replies[key] = self.stage
 
     def _admit(self, key: str) -> None:
         if key in self._seen or key in self._past:
             return
         left = self.left()
-        if left is not None and left < 1:
+        if left is not None and left - len(self._owed - {key}) < 1:
             raise BudgetSpent(f"{self.stage} used its calls")
         self._seen.add(key)
+        self._owed.discard(key)
 
 
 @dataclass
@@ -110,6 +114,7 @@ class SyntheticProgram:
         cost_usd: Dollars of a run of a candidate.
         latency_ms: Its milliseconds.
         mends: Changes an evaluation before it is handed over.
+        turns: Turns of the event loop that one call takes; anything else than one each shuffles what is done first.
         dies_after: When given, everything is cancelled once so many calls were made.
         ran: Stage, candidate, example and repeat of each run, in order.
     """
@@ -119,6 +124,7 @@ class SyntheticProgram:
     cost_usd: Callable[[Candidate], float | None] = lambda candidate: 0.001
     latency_ms: Callable[[Candidate], float] = lambda candidate: 100.0
     mends: Callable[[Evaluation], Evaluation] = lambda evaluation: evaluation
+    turns: Callable[[], int] = lambda: 1
     dies_after: int | None = None
     ran: list[tuple[str, Candidate, Example, int]] = field(default_factory=list)
 
@@ -134,11 +140,16 @@ class SyntheticProgram:
         keys = tuple(content_hash([candidate.key, example.key, repeat, name]) for name in candidate.predictors)
         for key in keys:
             self.ledger.ask(key)
-            await asyncio.sleep(0)
+            await self.take_time()
         self.ran.append((self.ledger.stage, candidate, example, repeat))
         row = self.toy.run(candidate, example, repeat)
         usage = replace(row.usage, cost_usd=self.cost_usd(candidate), latency_ms=self.latency_ms(candidate))
         return self.mends(replace(row, usage=usage, replies=keys))
+
+    async def take_time(self) -> None:
+        """What one call takes."""
+        for _ in range(self.turns()):
+            await asyncio.sleep(0)
 
 
 class House:
@@ -175,7 +186,7 @@ class House:
         self.notebook: MemoryNotebook = before.notebook if before else notebook or MemoryNotebook()
         self.ledger = MemoryLedger(limit=max_calls)
         if before:
-            self.ledger.calls, self.ledger.replies = before.ledger.calls, set(before.ledger.replies)
+            self.ledger.calls, self.ledger.replies = before.ledger.calls, dict(before.ledger.replies)
         self.program = SyntheticProgram(toy, self.ledger)
         self.events: list[Event] = []
         self.test = tuple(toy.example(first + number) for number in range(n_test))
@@ -206,6 +217,7 @@ class House:
 
     async def _write(self, prompt: str, temperature: float, number: int) -> str:
         self.ledger.ask(content_hash([prompt, temperature, number]))
+        await self.program.take_time()
         self.asked.append(prompt)
         return self.toy.generate(prompt, number)
 

@@ -271,7 +271,7 @@ async def test_a_request_the_contract_does_not_know_is_named(asked: Any) -> None
         yield asked
         return []
 
-    with pytest.raises(BrokenContract, match="it may yield Evaluate, Generate or Together"):
+    with pytest.raises(BrokenContract, match="it may yield Evaluate, Generate or Together, these in a Start, or Wait"):
         await House().runner.drive(broken())
 
 

@@ -26,7 +26,8 @@ from ratchet.programs.dspy_program import (
     specs_of,
     state_of,
 )
-from ratchet.programs.gateway import Gateway, Limits
+from ratchet.programs.gateway import Gateway
+from ratchet.programs.ledger import Limits
 from ratchet.programs.line import Line, Price
 from ratchet.programs.metrics import Metric, resolve_metric, user_metric
 from ratchet.storage.memory import MemoryJournal

@@ -7,6 +7,8 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import dspy
@@ -15,11 +17,19 @@ from dspy import lm15
 from dspy.utils.exceptions import LMInvalidRequestError
 
 from ratchet.core.errors import BudgetSpent, Cancelled, LmUnavailable, RatchetError
-from ratchet.programs.gateway import Gateway, GatewayLM, Halt, Limits, Receipt
+from ratchet.engine.archive import Optimization
+from ratchet.programs.gateway import Gateway, Receipt
+from ratchet.programs.gateway_lm import GatewayLM
 from ratchet.programs.journal import Reply
+from ratchet.programs.ledger import Halt, Limits
 from ratchet.programs.line import Line, Price
 from ratchet.storage.memory import MemoryJournal
+from ratchet.storage.sql import SqlArchive
 from ratchet.testing_lm import Asked, ScriptedLM
+
+
+def _optimization(name: str) -> Optimization:
+    return Optimization(id=name, status="running", created_at=datetime.now(UTC), request={})
 
 
 class House:
@@ -29,16 +39,17 @@ class House:
         self,
         script: Callable[[Asked], str | Exception] = lambda asked: f"answer {asked.number}",
         *,
-        journal: MemoryJournal | None = None,
+        journal: Any = None,
         price: Price | None = None,
         seconds: float = 0.0,
         clock: Callable[[], float] = time.monotonic,
+        shared_as: str | None = None,
         **limits: Any,
     ) -> None:
         self.journal = journal or MemoryJournal()
         self.outside = ScriptedLM(script, seconds=seconds)
         self.gateway = Gateway(self.journal, Limits(**limits), clock=clock)
-        self.line = Line(self.outside, "task", price=price)
+        self.line = Line(self.outside, "task", price=price, shared_as=shared_as)
         self.lm = GatewayLM(self.gateway, self.outside, self.line)
 
     @property
@@ -118,7 +129,7 @@ async def test_when_the_one_who_sent_gives_up_the_others_still_get_an_answer() -
     first, second = await asyncio.gather(passenger, thread)
     assert first == second
     assert pilot.cancelled()
-    assert house.sent == 2
+    assert house.sent == 1  # it was paid for, so it is waited for
 
 
 def test_a_journal_that_holds_the_reply_spares_the_sending() -> None:
@@ -157,6 +168,74 @@ def test_temperature_and_other_options_are_part_of_the_request() -> None:
     house = House()
     assert len({house.ask(temperature=0.0), house.ask(temperature=0.7), house.ask(max_tokens=9)}) == 3
     assert house.outside.log[1].request.config.temperature == 0.7
+
+
+# --- what other optimizations know ----------------------------------------------------------------------------------
+
+
+def test_a_repeatable_reply_is_shared_between_optimizations_and_is_no_call(tmp_path: Path) -> None:
+    archive = SqlArchive(f"sqlite:///{tmp_path}/ratchet.db")
+    houses = [House(journal=archive.start(_optimization(name)).journal, shared_as="model 1") for name in ("aa", "bb")]
+    answers = [house.ask(temperature=0.0) for house in houses]
+    assert answers == ["answer 0", "answer 0"]
+    assert [house.sent for house in houses] == [1, 0]
+    first, second = (house.journal.sent() for house in houses)
+    assert (first.calls, first.recorded, first.borrowed) == (1, 1, 0)
+    assert (second.calls, second.recorded, second.borrowed, second.prompt_tokens) == (0, 1, 1, 0)
+    resumed = House(journal=houses[1].journal, shared_as="another model by now")
+    assert resumed.ask(temperature=0.0) == "answer 0"
+    assert resumed.sent == 0
+    archive.close()
+
+
+@pytest.mark.parametrize("options", [{}, {"temperature": 0.7}])
+def test_what_is_not_repeatable_is_asked_again(options: dict[str, Any]) -> None:
+    journal = MemoryJournal()
+    house = House(journal=journal, shared_as="model 1")
+    assert house.ask(temperature=0.0) == "answer 0"
+    other = House(lambda asked: "another", journal=MemoryJournal(shared=journal.shared), shared_as="model 1")
+    assert other.ask(**options) == "another"
+
+
+@pytest.mark.parametrize("shared_as", [None, "model 2"])
+def test_another_model_or_none_that_is_known_shares_nothing(shared_as: str | None) -> None:
+    journal = MemoryJournal()
+    House(journal=journal, shared_as="model 1").ask(temperature=0.0)
+    other = House(lambda asked: "another", journal=MemoryJournal(shared=journal.shared), shared_as=shared_as)
+    assert other.ask(temperature=0.0) == "another"
+
+
+def test_a_borrowed_reply_takes_its_place_in_the_allowance() -> None:
+    journal = MemoryJournal()
+    house = House(journal=journal, shared_as="model 1")
+    house.ask("a", temperature=0.0)
+    other = House(journal=MemoryJournal(shared=journal.shared), shared_as="model 1")
+    other.gateway.begin_stage("search", allowance=1)
+    assert other.ask("a", temperature=0.0) == "answer 0"
+    assert isinstance(other.outcome("b", temperature=0.0), BudgetSpent)
+    assert other.gateway.calls == 0
+
+
+# --- who stands in --------------------------------------------------------------------------------------------------
+
+
+def test_another_model_stands_in_for_one_that_is_given_up() -> None:
+    house = House(lambda asked: lm15.AuthError("no"))
+    spare = ScriptedLM(lambda asked: f"the spare heard {asked.last}", model="spare/lm")
+    house.line.stand_in = Line(spare, "task")
+    assert house.ask("a") == "the spare heard a"
+    assert spare.log[0].request.model == "spare/lm"
+    assert (house.sent, house.gateway.calls) == (1, 2)
+    house.gateway.check()
+
+
+def test_when_nobody_is_left_to_stand_in_the_last_cause_is_told() -> None:
+    house = House(lambda asked: lm15.AuthError("no"))
+    house.line.stand_in = Line(ScriptedLM(lambda asked: lm15.BillingError("pay first"), model="spare/lm"), "task")
+    cause = house.outcome()
+    assert isinstance(cause, LmUnavailable)
+    assert "spare/lm" in str(cause)
+    assert "pay first" in str(cause)
 
 
 # --- limits -------------------------------------------------------------------------------------------------------
@@ -411,9 +490,20 @@ def test_after_a_cancel_nothing_is_sent_nor_handed_out() -> None:
     assert house.sent == 1
 
 
+async def test_after_a_cancel_nobody_waits_for_what_is_under_way() -> None:
+    house = House(seconds=0.5)
+    task = await sending(house)
+    began = time.monotonic()
+    house.gateway.cancel()
+    with pytest.raises(Halt) as caught:
+        await task
+    assert isinstance(caught.value.cause, Cancelled)
+    assert time.monotonic() - began < 0.4
+
+
 def test_a_journal_that_cannot_be_written_ends_everything() -> None:
     class Full(MemoryJournal):
-        def record(self, reply: Reply) -> None:
+        def record(self, reply: Reply, *, shared: str | None = None) -> None:
             raise RatchetError("the disk is full")
 
     house = House(journal=Full())

@@ -13,7 +13,9 @@ from dspy import lm15
 from ratchet.core.errors import BrokenOptimizer, LmUnavailable
 from ratchet.core.problem import Budget, Candidate, Example, PredictorState, Problem
 from ratchet.programs.dspy_program import DspyProgram
-from ratchet.programs.gateway import Gateway, GatewayLM, Limits
+from ratchet.programs.gateway import Gateway
+from ratchet.programs.gateway_lm import GatewayLM
+from ratchet.programs.ledger import Limits
 from ratchet.programs.line import Line
 from ratchet.programs.metrics import Metric, resolve_metric, user_metric
 from ratchet.programs.teleprompter import FINALISTS, SEEN_ENOUGH, TELEPROMPTERS, Scoreboard, compile_with

@@ -13,7 +13,9 @@ from dspy.utils.exceptions import LMInvalidRequestError
 
 from ratchet.core.errors import BudgetSpent
 from ratchet.core.problem import Candidate, Example, PredictorState
-from ratchet.programs.gateway import Gateway, GatewayLM, Halt, Limits, Visit
+from ratchet.programs.gateway import Gateway, Visit
+from ratchet.programs.gateway_lm import GatewayLM
+from ratchet.programs.ledger import Halt, Limits
 from ratchet.programs.line import Line
 from ratchet.programs.teleprompter import Scoreboard, _Hush
 from ratchet.storage.memory import MemoryJournal

@@ -10,14 +10,14 @@ from __future__ import annotations
 import random
 from contextlib import suppress
 
-from ratchet.algorithms.demos import demo_sets, spread
+from ratchet.algorithms.demos import MAX_DEMOS, demo_sets, spread
 from ratchet.algorithms.scoreboard import BOOTSTRAP_SHARE, Scoreboard, gather, race, with_demo_set
 from ratchet.core.algorithm import Algorithm
 from ratchet.core.errors import BudgetSpent
 from ratchet.core.problem import Problem
 
 
-def bootstrap(problem: Problem, *, rng: random.Random, max_demos: int = 8, sets: int = 16) -> Algorithm:
+def bootstrap(problem: Problem, *, rng: random.Random, max_demos: int = MAX_DEMOS, sets: int = 16) -> Algorithm:
     """The seed's instructions with the demo sets that did best.
 
     Args:
@@ -35,4 +35,5 @@ def bootstrap(problem: Problem, *, rng: random.Random, max_demos: int = 8, sets:
             for number, demos in enumerate(drawn, 1)
         ]
         yield from race(board, candidates, spread(problem.validation, rng=rng))
+    yield from board.finish()
     return board.finalists()

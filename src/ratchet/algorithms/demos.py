@@ -34,6 +34,8 @@ T = TypeVar("T")
 
 MAX_CLASSES = 20
 MAX_CHARACTERS = 6000
+MAX_DEMOS = 16
+"""Where they are short: ``MAX_CHARACTERS`` decides. A prefix cache reads the demos of a candidate only once."""
 _REASONING = "reasoning"
 
 
@@ -228,7 +230,7 @@ def demo_sets(
     *,
     rng: random.Random,
     count: int,
-    max_demos: int = 8,
+    max_demos: int = MAX_DEMOS,
     max_characters: int = MAX_CHARACTERS,
 ) -> list[DemoSet]:
     """Up to ``count`` different demo sets: labelled, bootstrapped and mixed ones, of different sizes.
@@ -271,14 +273,22 @@ class _Draw:
         return [0.0, 1.0, 0.5] if labelled and self.pools.traced else [0.0] if labelled else [1.0]
 
     def sizes(self, max_demos: int) -> list[int]:
-        """The whole size, the largest that gives each class as many demos, and half the size."""
-        seen: dict[str, set[str]] = defaultdict(set)
+        """From many to few: for the whole size, half and a quarter of it, the largest size not above it that gives each
+        class as many demos; then the whole and half the size as they are.
+
+        A size above half is left out where the rarest class has too few demos for it.
+        """
+        seen: dict[str, Counter[str]] = defaultdict(Counter)
         for spec in self.problem.predictors:
             for demo in self.pools.labelled.get(spec.name, ()):
                 for name, text in self._labels(spec.name, demo).items():
-                    seen[f"{spec.name}.{name}"].add(text)
-        most = max((len(values) for values in seen.values() if len(values) <= max_demos), default=1)
-        return list(dict.fromkeys((max_demos, max_demos - max_demos % most, max(1, max_demos // 2))))
+                    seen[f"{spec.name}.{name}"][text] += 1
+        classes = [counts for counts in seen.values() if len(counts) <= max_demos]
+        most = max(map(len, classes), default=1)
+        enough = min((len(counts) * min(counts.values()) for counts in classes), default=max_demos)
+        halved = [size for size in (max_demos, max_demos // 2, max_demos // 4) if size]
+        sizes = [size - size % most if most <= size else size for size in halved] + halved[:2]
+        return list(dict.fromkeys(size for size in sizes if size <= max(enough, max_demos // 2, 1)))
 
     def demo_set(self, *, size: int, traced: int) -> DemoSet:
         """``traced`` demos from runs and the rest from labels; where one kind is missing the other takes its place."""

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import random
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
 
 from ratchet.algorithms.instruction import is_code, read_instruction
-from ratchet.core.algorithm import Algorithm, Steps, evaluate, generate, in_parallel
+from ratchet.core.algorithm import Algorithm, Parts, Steps, both, evaluate, generate
 from ratchet.core.errors import BudgetSpent
 from ratchet.core.evaluation import Evaluation, Evaluations, Step
 from ratchet.core.pareto import pareto_front
@@ -20,12 +22,18 @@ LONGEST_FIELD = 400
 """Characters of a field shown to the reflection LM."""
 QUOTATION = 20
 """Characters from which an input value that reappears in instructions was copied rather than understood."""
+ROUND = 4
+"""Proposals of which one child is validated, the most promising, and one may be a merge."""
 ROUND_SHARE = 1 / 10
-"""Share of the runs left that one round's validations may use; at least one validation is always allowed."""
+"""Share of the runs left that may go into validating more of a round's children."""
 ATTEMPTS = 2
-"""Texts asked of the reflection LM for one child."""
-IDLE_ROUNDS = 5
-"""Rounds in a row that used no run after which there is nothing left to learn from."""
+"""Texts asked of the reflection LM for one child; a text is counted like a run."""
+AHEAD = 2
+"""Generations that may be built on a child that passed its minibatch before it is validated."""
+ENOUGH = 2
+"""Failures from which on a parent's known runs are enough to reflect on, while it is run on a minibatch."""
+IDLE = 20
+"""Proposals in a row that used no run after which there is nothing left to learn from."""
 
 
 def gepa(
@@ -33,7 +41,7 @@ def gepa(
     *,
     rng: random.Random,
     minibatch: int = 6,
-    proposals: int = 4,
+    proposals: int | None = None,
     merge: bool = True,
     shown: int = 4,
     finalists: int = 3,
@@ -41,15 +49,17 @@ def gepa(
 ) -> Algorithm:
     """The candidates with the best mean validation score, best first; the seed alone when nothing beat it.
 
-    Each round proposes children side by side, keeps those that beat their parents on the same minibatch, and runs the
-    most promising of them on all of validation. Runs are counted before they are asked for; what was seen once is
-    not asked for again.
+    Several proposals are under way at once: run the parent on a minibatch and reflect, then run the child on the same
+    minibatch. A child that beats its parent may be a parent at once, and the most promising are run on all of
+    validation, while others are proposed; else parents are drawn from the front as it is known then. Runs are counted
+    before they are asked for; what was seen once is not asked for again. Replies are taken up in the order they were
+    asked for, so that the result depends on the seed and the replies alone and not on which of them was faster.
 
     Args:
         problem: What to improve.
         rng: Source of every choice; the same seed and replies give the same search.
         minibatch: Training examples a parent and its child are compared on.
-        proposals: Children proposed side by side in one round.
+        proposals: Proposals under way at once; see ``at_once`` for how many there are when it is left out.
         merge: Whether one proposal of a round may combine two candidates instead of rewriting one.
         shown: Most runs shown in one reflection prompt, the worst first.
         finalists: Most candidates given back.
@@ -58,8 +68,9 @@ def gepa(
     References:
         Agrawal et al., "GEPA: Reflective Prompt Evolution Can Outperform Reinforcement Learning", 2025,
         arXiv:2507.19457: Algorithm 1 (the loop), Algorithm 2 (candidate selection), appendix (system-aware merge).
-        Where budgets are small we depart from it: rounds of several proposals, minibatches that return to what the
-        parent failed, and validation of the most promising children only.
+        Where budgets are small and slots many we depart from it: proposals side by side, some of them from children
+        that are not validated yet; minibatches that return to what the parent failed; and validation of the most
+        promising children only.
     """
     pool = Pool(problem=problem, runs=Runs(limit=problem.budget.runs))
     proposing = Proposing(
@@ -67,44 +78,79 @@ def gepa(
         rng=rng,
         minibatches=Minibatches(problem.train, rng),
         minibatch=minibatch,
-        proposals=proposals,
+        proposals=at_once(problem, minibatch) if proposals is None else proposals,
         merge=merge,
         shown=shown,
         temperature=temperature,
     )
-    try:
-        yield from pool.validate(problem.seed)
-        waiting: list[Offspring] = []
-        idle = 0
-        while idle < IDLE_ROUNDS and not pool.is_solved():
-            used = pool.runs.used
-            waiting += yield from proposing.round()
-            waiting.sort(key=lambda offspring: offspring.promise, reverse=True)
-            chosen = [waiting.pop(0).child for _ in range(min(pool.affordable(), len(waiting)))]
-            yield from in_parallel([pool.validate(child) for child in chosen])
-            idle = 0 if pool.runs.used > used else idle + 1
-    except BudgetSpent:
-        pass  # Our count is an estimate of the driver's; what was validated so far is the result.
+    under_way: Parts[None] = Parts(in_turn=True)
+    steps: Steps[None] | None = pool.validate(problem.seed)
+    while not pool.solved:
+        try:
+            while steps is not None:
+                yield from under_way.begin(steps)
+                steps = proposing.next_steps()
+            if not under_way:
+                break
+            yield from under_way.next_result()
+        except BudgetSpent:
+            # Our count is an estimate of the driver's. What is being validated is still worth waiting for.
+            pool.runs.close()
+        steps = proposing.next_steps()
     return pool.finalists(finalists)
+
+
+def at_once(problem: Problem, minibatch: int) -> int:
+    """How many proposals to have under way.
+
+    Enough to keep the slots busy; but of all proposals that the budget pays for no more side by side than one after
+    another, since none can learn from those beside it.
+
+    >>> from ratchet.testing import SyntheticProblem
+    >>> [at_once(SyntheticProblem(runs=2300, slots=slots).problem, 6) for slots in (2, 8, 64)]
+    [1, 2, 10]
+    >>> [at_once(SyntheticProblem(runs=runs, slots=64).problem, 6) for runs in (20, 200, 1000)]
+    [1, 3, 7]
+    """
+    validation = len(problem.validation)
+    affordable = (problem.budget.runs - validation) / (2 * minibatch + 1 + validation / ROUND)
+    return min(1 + problem.slots // minibatch, max(1, round(math.sqrt(max(0.0, affordable)))))
 
 
 @dataclass(slots=True)
 class Runs:
-    """Every run seen so far, so that none is asked for again, counted against ``limit``."""
+    """Every run seen so far, so that none is asked for again, counted against ``limit``; texts count as well."""
 
     limit: int
     used: int = 0
-    seen: dict[tuple[str, str], Evaluation] = field(default_factory=dict)  # by candidate and example
+    asked: set[tuple[str, str]] = field(default_factory=set)  # by candidate and example
+    seen: dict[tuple[str, str], Evaluation] = field(default_factory=dict)
 
     @property
     def left(self) -> int:
         """Runs that may still be asked for."""
         return self.limit - self.used
 
+    def close(self) -> None:
+        """Ask for nothing more."""
+        self.limit = self.used
+
+    def pay(self, runs: int) -> None:
+        """Count what is about to be asked for.
+
+        Raises:
+            BudgetSpent: it is more than what is left.
+        """
+        if runs > self.left:
+            raise BudgetSpent(used=self.used, limit=self.limit)
+        self.used += runs
+
     def evaluate(self, candidate: Candidate, examples: Sequence[Example]) -> Steps[Evaluations]:
         """Evaluations of ``candidate`` on ``examples``, of which only the unseen are asked for."""
         unseen = [example for example in dict.fromkeys(examples) if (candidate.key, example.key) not in self.seen]
-        self.used += len(unseen)
+        new = {(candidate.key, example.key) for example in unseen} - self.asked
+        self.pay(len(new))
+        self.asked |= new
         if unseen:
             rows = yield from evaluate(candidate, unseen)
             self.seen.update({(candidate.key, row.example.key): row for row in rows})
@@ -131,6 +177,9 @@ class Pool:
     problem: Problem
     runs: Runs
     members: dict[str, Candidate] = field(default_factory=dict)  # by key, oldest first
+    passed: dict[str, Offspring] = field(default_factory=dict)  # children that beat their parents, by key
+    solved: bool = False  # whether one is perfect on all of validation
+    counts: dict[str, int] = field(default_factory=dict)  # how often each candidate of the front is best, by key
 
     @property
     def perfect(self) -> float:
@@ -139,13 +188,12 @@ class Pool:
 
     def validate(self, candidate: Candidate) -> Steps[None]:
         """Run ``candidate`` on all of validation and take it in."""
-        yield from self.runs.evaluate(candidate, self.problem.validation)
+        rows = yield from self.runs.evaluate(candidate, self.problem.validation)
         self.members[candidate.key] = candidate
-
-    def affordable(self) -> int:
-        """How many children may be validated now, so that later rounds are paid for too."""
-        cost = len(self.problem.validation)
-        return min(self.runs.left // cost, max(1, int(self.runs.left * ROUND_SHARE) // cost))
+        self.solved = self.solved or min(rows.scores) >= self.perfect
+        members = list(self.members.values())
+        counts = best_counts([self.scores(member) for member in members])
+        self.counts = {members[index].key: count for index, count in counts.items()}
 
     def scores(self, candidate: Candidate) -> tuple[float, ...]:
         """The candidate's validation scores. Shape (n_validation,)."""
@@ -155,27 +203,27 @@ class Pool:
         """The candidate's mean validation score; higher is better."""
         return self.runs.known(candidate, self.problem.validation).mean
 
-    def is_solved(self) -> bool:
-        """Whether a candidate is perfect on all of validation."""
-        return any(min(self.scores(member)) >= self.perfect for member in self.members.values())
+    def select(self, rng: random.Random) -> Candidate:
+        """A parent from the front, drawn in proportion to how often it is best (Algorithm 2)."""
+        if not self.counts:  # the seed is still being validated
+            return self.problem.seed
+        return self.members[rng.choices(list(self.counts), weights=list(self.counts.values()))[0]]
 
-    def frequencies(self) -> dict[str, int]:
-        """How often each candidate of the front is best on a validation example, by key."""
-        members = list(self.members.values())
-        counts = best_counts([self.scores(member) for member in members])
-        return {members[index].key: count for index, count in counts.items()}
+    def expected(self, candidate: Candidate) -> float:
+        """The mean validation score of a member, and of a child that passed what its minibatch promises."""
+        return self.mean(candidate) if candidate.key in self.members else self.passed[candidate.key].promise
 
-    def select(self, rng: random.Random, k: int) -> list[Candidate]:
-        """``k`` parents from the front, each drawn in proportion to how often it is best (Algorithm 2)."""
-        f = self.frequencies()
-        return [self.members[key] for key in rng.choices(list(f), weights=list(f.values()), k=k)]
+    def ahead(self, candidate: Candidate) -> int:
+        """Generations since the last that was validated, counted by what is known now."""
+        return 0 if candidate.key in self.members else self.passed[candidate.key].ahead
 
     def ancestors(self, candidate: Candidate) -> set[str]:
         """Keys of all that ``candidate`` descends from."""
         found: set[str] = set()
-        for parent in candidate.parents:
-            if parent in self.members:
-                found |= {parent} | self.ancestors(self.members[parent])
+        for key in candidate.parents:
+            parent = self.passed[key].child if key in self.passed else self.members.get(key)
+            if parent is not None:
+                found |= {key} | self.ancestors(parent)
         return found
 
     def finalists(self, n: int) -> list[Candidate]:
@@ -205,10 +253,16 @@ def best_counts(scores: Sequence[Sequence[float]]) -> dict[int, int]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Offspring:
-    """A child that beat its parents on a minibatch; ``promise`` estimates its mean validation score."""
+    """A child that beat its parents on a minibatch.
+
+    Attributes:
+        promise: What its mean validation score is expected to be.
+        ahead: Generations since the last that was validated when it was made.
+    """
 
     child: Candidate
     promise: float
+    ahead: int
 
 
 class Minibatches:
@@ -232,7 +286,7 @@ class Minibatches:
 
 @dataclass(slots=True, kw_only=True)
 class Proposing:
-    """Makes children of the pool's candidates and lets through those that beat their parents on a minibatch."""
+    """Decides what is begun next: children of the pool's candidates, and the validation of those that are promising."""
 
     pool: Pool
     rng: random.Random
@@ -242,32 +296,90 @@ class Proposing:
     merge: bool
     shown: int
     temperature: float
+    waiting: list[Offspring] = field(default_factory=list)  # to be validated, the most promising first
+    fresh: list[Candidate] = field(default_factory=list)  # to be built on before that, the oldest first
+    built_on: Counter[str] = field(default_factory=Counter)  # proposals from those, by key
+    under_way: int = 0  # proposals
+    due: float = 0.0  # validations that the proposals so far are worth
+    since_merge: int = 0  # proposals begun
+    idle: int = 0  # proposals in a row that ended without a run having been asked for
+    asked: int = 0  # runs that had been when the last one ended
     tried: set[str] = field(default_factory=set)  # keys of the children that were run
     turns: dict[str, int] = field(default_factory=dict)  # by candidate: place of the predictor to rewrite next
 
-    def round(self) -> Steps[list[Offspring]]:
-        """Children that passed, out of as many proposals as leave the runs to validate one of them."""
-        train, validation = self.pool.problem.train, self.pool.problem.validation
-        spare = self.pool.runs.left - len(validation)
-        size = min(self.minibatch, len(set(train)), spare // 2)
-        if size < 1:
-            return []
-        slots = min(self.proposals, spare // (2 * size))
-        parts = [self.combine(merged, size) for merged in self.desirable_merges()[:1]]
-        parts += [self.mutate(parent, size) for parent in self.pool.select(self.rng, slots - len(parts))]
-        return [offspring for offspring in (yield from in_parallel(parts)) if offspring is not None]
+    def next_steps(self) -> Steps[None] | None:
+        """What is to be begun now, if anything."""
+        size, free = self.size(), self.pool.runs.left - self.promised
+        due = self.due >= 1 or not (size or self.under_way)
+        if self.waiting and due and free >= len(self.pool.problem.validation):
+            self.due = max(0.0, self.due - 1)
+            return self.pool.validate(self.waiting.pop(0).child)
+        if size and self.under_way < self.proposals and self.idle < IDLE:
+            return self.propose(size)
+        return None
+
+    @property
+    def promised(self) -> int:
+        """The most that the proposals under way may still use."""
+        return self.under_way * (2 * self.minibatch + ATTEMPTS)
+
+    def size(self) -> int:
+        """Examples of the next minibatch, so that the child's validation can be paid as well; 0 for no proposal."""
+        spare = self.pool.runs.left - self.promised - len(self.pool.problem.validation) - ATTEMPTS
+        size = min(self.minibatch, len(set(self.pool.problem.train)))
+        return size if spare >= 2 * size else 0 if self.under_way else max(0, spare // 2)
+
+    def propose(self, size: int) -> Steps[None]:
+        """One proposal; a child that passes is put where the promising wait."""
+        runs = self.pool.runs
+        self.under_way += 1
+        try:
+            merged = next(iter(self.desirable_merges()), None) if self.since_merge >= ROUND - 1 else None
+            self.since_merge = 0 if merged else self.since_merge + 1
+            offspring = yield from (self.combine(merged, size) if merged else self.mutate(self.parent(), size))
+        finally:
+            self.under_way -= 1
+        self.idle = 0 if len(runs.asked) > self.asked else self.idle + 1
+        self.asked = len(runs.asked)
+        self.due += max(1, int(runs.left * ROUND_SHARE) // len(self.pool.problem.validation)) / ROUND
+        if offspring is not None:
+            self.pool.passed[offspring.child.key] = offspring
+            self.waiting.append(offspring)
+            self.waiting.sort(key=lambda each: each.promise, reverse=True)
+            if offspring.ahead <= AHEAD:
+                self.fresh.append(offspring.child)
+
+    def parent(self) -> Candidate:
+        """The child that passed last, as long as it is not validated; a few times, and then one of the front."""
+        most = max(2, self.proposals // 2 + 1)
+        self.fresh = [
+            each for each in self.fresh if each.key not in self.pool.members and self.built_on[each.key] < most
+        ]
+        if not self.fresh:
+            return self.pool.select(self.rng)
+        self.built_on[self.fresh[-1].key] += 1
+        return self.fresh[-1]
 
     def mutate(self, parent: Candidate, size: int) -> Steps[Offspring | None]:
-        """A child with one predictor rewritten, if that beats ``parent`` on a minibatch (body of Algorithm 1)."""
-        predictor = self.next_predictor(parent)
-        batch = self.informative_minibatch(parent, size)
-        before = yield from self.pool.runs.evaluate(parent, batch)
-        if min(before.scores) >= self.pool.perfect:
-            return None
-        child = yield from self.reflect(parent, predictor, before)
+        """A child with one predictor rewritten, if that beats ``parent`` on a minibatch (body of Algorithm 1).
+
+        When enough failures of the parent are known, they are reflected on while it is run on the minibatch.
+        """
+        runs, predictor = self.pool.runs, self.next_predictor(parent)
+        failed = runs.below(parent, self.pool.problem.train, self.pool.perfect)
+        told = self.rng.sample(failed, min(len(failed), self.shown))
+        batch = self.minibatches.draw(size, focus=told[: size // 2])
+        if len(told) >= ENOUGH:
+            reflecting = self.reflect(parent, predictor, runs.known(parent, told))
+            before, child = yield from both(runs.evaluate(parent, batch), reflecting)
+        else:
+            before = yield from runs.evaluate(parent, batch)
+            if min(before.scores) >= self.pool.perfect:
+                return None
+            child = yield from self.reflect(parent, predictor, before)
         if child is None:
             return None
-        after = yield from self.pool.runs.evaluate(child, batch)
+        after = yield from runs.evaluate(child, batch)
         return self.passed(child, after, [before], [parent])
 
     def combine(self, merged: Candidate, size: int) -> Steps[Offspring | None]:
@@ -288,7 +400,11 @@ class Proposing:
         gain = after.mean - max(each.mean for each in before)
         if gain <= 0:
             return None
-        return Offspring(child=child, promise=max(self.pool.mean(parent) for parent in parents) + gain)
+        return Offspring(
+            child=child,
+            promise=max(self.pool.expected(parent) for parent in parents) + gain,
+            ahead=1 + max(self.pool.ahead(parent) for parent in parents),
+        )
 
     def next_predictor(self, parent: Candidate) -> str:
         """Round robin over the predictors."""
@@ -297,16 +413,12 @@ class Proposing:
         self.turns[parent.key] = turn + 1
         return names[turn % len(names)]
 
-    def informative_minibatch(self, parent: Candidate, size: int) -> list[Example]:
-        """Up to half of it what ``parent`` is known to fail, the rest the next of the epoch."""
-        failed = self.pool.runs.below(parent, self.pool.problem.train, self.pool.perfect)
-        return self.minibatches.draw(size, focus=self.rng.sample(failed, min(len(failed), size // 2)))
-
     def reflect(self, parent: Candidate, predictor: str, before: Evaluations) -> Steps[Candidate | None]:
         """A child with new instructions, or None; of two attempts one that quotes no example is preferred."""
         prompt = reflection_prompt(self.pool.problem, parent, predictor, before, shown=self.shown)
         fallback = None
         for _ in range(ATTEMPTS):
+            self.pool.runs.pay(1)
             text = read_instruction((yield from generate(prompt, temperature=self.temperature)))
             if text is None or len(text) > LONGEST_INSTRUCTIONS or is_code(text):
                 continue
@@ -329,7 +441,7 @@ class Proposing:
         """New children of two candidates of the front, in random order; none when merging is off."""
         if not self.merge:
             return []
-        front = [self.pool.members[key] for key in self.pool.frequencies()]
+        front = [self.pool.members[key] for key in self.pool.counts]
         merged = [child for i, j in combinations(front, 2) for child in self.merges_of(i, j) if self.is_new(child)]
         return self.rng.sample(merged, len(merged))
 

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 
-from ratchet.algorithms.demos import demo_sets, even, spread
+from ratchet.algorithms.demos import MAX_DEMOS, demo_sets, even, spread
 from ratchet.algorithms.instruction import accepted, job_prompt
 from ratchet.algorithms.scoreboard import BOOTSTRAP_SHARE, Scoreboard, gather, race
 from ratchet.core.algorithm import Algorithm, Steps
@@ -29,7 +29,7 @@ Options = Mapping[str, Sequence[str]]
 
 
 def random_search(
-    problem: Problem, *, rng: random.Random, max_demos: int = 8, rewrites: int = 5, draws: int = 24
+    problem: Problem, *, rng: random.Random, max_demos: int = MAX_DEMOS, rewrites: int = 5, draws: int = 24
 ) -> Algorithm:
     """The best of many random pairs of instructions and demos.
 
@@ -48,6 +48,7 @@ def random_search(
         instructions = yield from rewrite(board, rng=rng, count=max(1, rewrites // len(problem.predictors)))
         candidates = [_draw(problem.seed, instructions, rng.choice(demos), rng) for _ in range(draws)]
         yield from race(board, candidates, spread(problem.validation, rng=rng))
+    yield from board.finish()
     return board.finalists()
 
 

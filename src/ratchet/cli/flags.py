@@ -43,13 +43,21 @@ Instructions = Annotated[str | None, flag("instructions", "Instructions of an in
 Lm = Annotated[
     str | None, flag("lm", "local, local:/path.gguf, or any model DSPy knows (openai/gpt-4.1-mini).", panel=_LM)
 ]
-ReflectionLm = Annotated[str | None, flag("reflection-lm", "Writes prompts; the task LM if left out.", panel=_LM)]
+ReflectionLm = Annotated[
+    str | None,
+    flag("reflection-lm", "Writes prompts; the task LM if left out. After a comma: who stands in for it.", panel=_LM),
+]
 JudgeLm = Annotated[str | None, flag("judge-lm", "Judges; the reflection LM if left out.", panel=_LM)]
 LmBase = Annotated[str | None, flag("lm-base", "Address of an OpenAI-compatible server.", metavar="URL", panel=_LM)]
 Adapter = Annotated[str, flag("adapter", "DSPy adapter: auto, chat, json or xml.", panel=_LM)]
 Temperature = Annotated[float | None, flag("temperature", "Of the task LM.", panel=_LM)]
 MaxTokens = Annotated[int | None, flag("max-tokens", "Longest answer of the task LM.", panel=_LM)]
 LmTimeout = Annotated[float | None, flag("lm-timeout", "Patience with one request.", metavar="SECONDS", panel=_LM)]
+Rpm = Annotated[float | None, flag("rpm", "Requests a minute that the provider grants.", min=0.01, panel=_LM)]
+Tpm = Annotated[float | None, flag("tpm", "Tokens a minute that the provider grants.", min=0.01, panel=_LM)]
+NoSharedReplies = Annotated[
+    bool, flag("no-shared-replies", "Ask again what earlier optimizations were told at temperature 0.", panel=_LM)
+]
 PriceFlag = Annotated[
     str | None,
     flag("price", "Dollars per million tokens, in and out, where no price is known.", metavar="P,C", panel=_LM),

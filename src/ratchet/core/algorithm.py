@@ -21,10 +21,12 @@ Generate(prompt='Write better instructions.', temperature=1.0, n=1)
 from __future__ import annotations
 
 import random
+from collections import deque
 from collections.abc import Generator, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol, TypeAlias, TypeVar, cast
+from dataclasses import dataclass, field
+from typing import Any, Generic, Protocol, TypeAlias, TypeVar, cast
 
+from ratchet.core.errors import BrokenContract, BudgetSpent
 from ratchet.core.evaluation import Evaluations
 from ratchet.core.problem import Candidate, Example, Problem
 
@@ -58,12 +60,42 @@ class Together:
     requests: tuple[Evaluate | Generate, ...]
 
 
-Request: TypeAlias = Evaluate | Generate | Together
+@dataclass(frozen=True, slots=True)
+class Start:
+    """Begin to carry out ``request`` and go on at once; the reply is its ticket, an int greater than any before.
+
+    What is still under way when the algorithm ends is called off.
+
+    Raises into the generator:
+        BudgetSpent: the budget does not pay for it, next to what is under way; it was not begun.
+    """
+
+    request: Evaluate | Generate | Together
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """Wait for what was started; the reply is (ticket, reply) of what is done first among the tickets ``among``.
+
+    Without ``among`` all that is under way is waited for. Each ticket is handed over once. Which one is done first is
+    written down, so that a resumed search sees the same order; a search that only waits for one ticket at a time does
+    not depend on the order at all.
+
+    Raises into the generator:
+        BudgetSpent: the budget ended while a ticket was under way; ``values["ticket"]`` tells which.
+    """
+
+    among: tuple[int, ...] = ()
+
+
+Request: TypeAlias = Evaluate | Generate | Together | Start | Wait
 Reply: TypeAlias = Any
 Algorithm: TypeAlias = Generator[Request, Reply, Sequence[Candidate]]
 """Yields requests, receives replies, returns its finalists, best first."""
 
 T = TypeVar("T")
+A = TypeVar("A")
+B = TypeVar("B")
 Steps: TypeAlias = Generator[Request, Reply, T]
 """A part of an algorithm that gives back a ``T``; run it with ``yield from``."""
 
@@ -92,27 +124,139 @@ def together(requests: Sequence[Evaluate | Generate]) -> Steps[list[Any]]:
     return cast(list[Any], (yield Together(tuple(requests))))
 
 
+def start(request: Evaluate | Generate | Together) -> Steps[int]:
+    """The ticket of ``request``, which is under way from now on.
+
+    >>> def two_texts(problem, *, rng):
+    ...     short = yield from start(Generate("Be brief."))
+    ...     long = yield from start(Generate("Be thorough."))
+    ...     first, texts = yield from wait()
+    ...     print("brief" if first == short else "thorough", texts)
+    ...     yield from wait(long if first == short else short)
+    ...     return []
+    >>> search = two_texts(None, rng=None)
+    >>> next(search)
+    Start(request=Generate(prompt='Be brief.', temperature=1.0, n=1))
+    >>> search.send(1)
+    Start(request=Generate(prompt='Be thorough.', temperature=1.0, n=1))
+    >>> search.send(2)
+    Wait(among=())
+    >>> search.send((2, ("A long text.",)))
+    thorough ('A long text.',)
+    Wait(among=(1,))
+    """
+    return cast(int, (yield Start(request)))
+
+
+def wait(*among: int) -> Steps[tuple[int, Any]]:
+    """Ticket and reply of what is done first among these tickets; of all that is under way when none are given."""
+    return cast(tuple[int, Any], (yield Wait(among)))
+
+
+@dataclass(slots=True)
+class _Part(Generic[T]):
+    """A part under way: the tickets it started and those it waits for, and whether it wants the bare reply."""
+
+    steps: Steps[T]
+    started: set[int] = field(default_factory=set)
+    waits_for: tuple[int, ...] = ()
+    bare: bool = True
+
+
+class Parts(Generic[T]):
+    """Parts of an algorithm that are under way side by side; each goes on as soon as its own request is answered.
+
+    A part may ask for whatever an algorithm may. When the budget does not pay for it, ``BudgetSpent`` is raised into
+    that part; a part that does not catch it ends, and ``begin`` or ``next_result`` raises it. The others stay as they
+    are.
+
+    Args:
+        in_turn: Whether replies are taken up in the order in which they were asked for, whichever was done first. What
+            comes of it then does not depend on time; and little is lost by it, since runs are begun in that order.
+    """
+
+    def __init__(self, *, in_turn: bool = False) -> None:
+        self._in_turn = in_turn
+        self._begun = 0
+        self._under_way: dict[int, _Part[T]] = {}
+        self._ended: deque[tuple[int, T]] = deque()
+
+    def __len__(self) -> int:
+        return len(self._under_way) + len(self._ended)
+
+    def begin(self, steps: Steps[T]) -> Steps[int]:
+        """Begin a part; its number, from 0."""
+        number = self._begun
+        self._begun += 1
+        self._under_way[number] = _Part(steps)
+        yield from self._go_on(number, None)
+        return number
+
+    def next_result(self) -> Steps[tuple[int, T]]:
+        """Number and result of the next part that ends. There must be one under way."""
+        while not self._ended:
+            tickets = sorted(ticket for part in self._under_way.values() for ticket in part.waits_for)
+            try:
+                ticket, reply = yield from wait(*tickets[: 1 if self._in_turn else None])
+            except BudgetSpent as spent:
+                yield from self._go_on(self._taken(spent.values["ticket"]), spent)
+                continue
+            number = self._taken(ticket)
+            yield from self._go_on(number, reply if self._under_way[number].bare else (ticket, reply))
+        return self._ended.popleft()
+
+    def _taken(self, ticket: object) -> int:
+        """The part that waited for ``ticket``."""
+        number = next(number for number, part in self._under_way.items() if ticket in part.waits_for)
+        self._under_way[number].started.discard(cast(int, ticket))
+        return number
+
+    def _go_on(self, number: int, reply: Any) -> Steps[None]:
+        """Hand ``reply`` to a part, or raise it there, until it waits for something."""
+        part = self._under_way[number]
+        while True:
+            try:
+                raised = isinstance(reply, BudgetSpent)
+                request = part.steps.throw(reply) if raised else part.steps.send(reply)
+            except StopIteration as end:
+                del self._under_way[number]
+                self._ended.append((number, end.value))
+                return
+            except BaseException:
+                del self._under_way[number]
+                raise
+            if isinstance(request, Wait):
+                part.waits_for, part.bare = request.among or tuple(part.started), False
+                if not part.waits_for:
+                    raise BrokenContract("a part waits, and it has nothing under way")
+                return
+            try:
+                if not isinstance(request, Start):
+                    part.waits_for, part.bare = ((yield from start(request)),), True
+                    return
+                reply = yield request
+                part.started.add(reply)
+            except BudgetSpent as spent:
+                reply = spent
+
+
 def in_parallel(parts: Sequence[Steps[T]]) -> Steps[list[T]]:
     """Run several parts of an algorithm side by side and give back their results, in order.
 
-    Each turn gathers what every unfinished part asks for into one ``Together``. An exception thrown into the search
-    ends all parts.
+    Each part goes on as soon as its own request is answered. An exception that a part does not catch ends all parts.
     """
+    under_way: Parts[T] = Parts()
+    for part in parts:
+        yield from under_way.begin(part)
     results: dict[int, T] = {}
-    replies: dict[int, Any] = dict.fromkeys(range(len(parts)))
-    while replies:
-        asked: dict[int, Request] = {}
-        for index, reply in replies.items():
-            try:
-                asked[index] = parts[index].send(reply)
-            except StopIteration as end:
-                results[index] = end.value
-        flat: list[Evaluate | Generate] = []
-        for request in asked.values():
-            flat.extend(request.requests if isinstance(request, Together) else (request,))
-        answers = iter((yield from together(flat)))
-        replies = {
-            index: [next(answers) for _ in request.requests] if isinstance(request, Together) else next(answers)
-            for index, request in asked.items()
-        }
-    return [results[index] for index in range(len(parts))]
+    while under_way:
+        number, result = yield from under_way.next_result()
+        results[number] = result
+    return [results[number] for number in range(len(parts))]
+
+
+def both(first: Steps[A], second: Steps[B]) -> Steps[tuple[A, B]]:
+    """Run two parts of an algorithm side by side and give back what each of them gives."""
+    parts: list[Steps[Any]] = [first, second]
+    a, b = yield from in_parallel(parts)
+    return a, b

@@ -171,6 +171,7 @@ class Problem:
         description: What the program is for, in words or source text, for grounded proposals; may be empty.
         budget: What the search may use.
         success_at: The score from which a run counts as a success.
+        slots: Program runs that can be under way at once.
     """
 
     seed: Candidate
@@ -180,6 +181,7 @@ class Problem:
     budget: Budget
     description: str = ""
     success_at: float = 1.0
+    slots: int = 8
 
     def predictor(self, name: str) -> PredictorSpec:
         """The predictor called ``name``."""

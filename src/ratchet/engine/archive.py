@@ -43,7 +43,10 @@ class Event:
 
 
 class Notebook(Protocol):
-    """All that is kept of one optimization. Each method is durable when it returns."""
+    """All that is kept of one optimization, in order: a crash loses at most a tail of what was not flushed yet.
+
+    A status is flushed when ``set_status`` returns, with all that was kept before it.
+    """
 
     @property
     def journal(self) -> Journal:
@@ -82,6 +85,13 @@ class Notebook(Protocol):
 
     def add_seconds(self, seconds: float) -> None:
         """Add wall time spent on it."""
+
+    def flush(self) -> None:
+        """Wait until everything kept so far would survive a crash.
+
+        Raises:
+            StorageUnavailable: it cannot be kept.
+        """
 
     def set_status(self, status: str, *, error: str = "", result: Mapping[str, Any] | None = None) -> None:
         """Move it to another status."""

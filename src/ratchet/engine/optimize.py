@@ -7,9 +7,10 @@ import math
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from importlib import import_module
 from typing import Any, Protocol
 
-from ratchet.core.algorithm import Evaluate, Search
+from ratchet.core.algorithm import Evaluate, Search, Together
 from ratchet.core.errors import BadMetric, BudgetSpent, UserError
 from ratchet.core.evaluation import Evaluations
 from ratchet.core.problem import Budget, Candidate, Example, PredictorSpec, Problem
@@ -245,6 +246,8 @@ class Optimizer:
         """Each algorithm in turn, under an equal share of what is left, from the best candidate so far."""
         job = self.job
         assert self.plan is not None
+        # What the proof computes with takes most of a second to load; the LM is waited for meanwhile.
+        loading = asyncio.ensure_future(asyncio.to_thread(import_module, "scipy.special"))
         names = job.request.algorithms
         measured_noise = self.preflight is not None and self.preflight.noise is not None
         repeated = math.ceil(PROBE * self.plan.calls_per_run) if measured_noise else 0
@@ -258,6 +261,7 @@ class Optimizer:
             allowance = left // (len(names) - number)
             used = await self._search_with(name, f"search {number + 1}: {name}", start, allowance, finalists)
             left -= used
+        await loading
         return finalists
 
     def _best_of(self, finalists: Sequence[Candidate]) -> Candidate:
@@ -293,22 +297,24 @@ class Optimizer:
             budget=Budget(runs=int((allowance - reserve) / plan.calls_per_run) + len(self.validation)),
             description=job.description,
             success_at=job.request.success_at,
+            slots=job.concurrency,
         )
         rng = random.Random(f"{job.request.seed}/{name}")
         if opaque:
             found = await self._opaque(name, problem, rng)
+            used = allowance - reserve - max(0, job.ledger.left() or 0)
+            self._begin(f"{stage}, validation", allowance=allowance - used)
         else:
             found = await self.runner.drive(job.algorithms.native[name](problem, rng=rng)) or []
             if not found and (best := self.runner.best_known(self.validation)):
                 found = [best]
-        used = allowance - reserve - max(0, job.ledger.left() or 0)
-        if opaque:
-            self._begin(f"{stage}, validation", allowance=allowance - used)
+            if self.runner.called_off:  # what of it got through is chance: it must not count from here on
+                self._begin(f"{stage}, validation", allowance=self.runner.left())
         for candidate in found:
             self.made_by.setdefault(candidate.key, name)
             if await self._validated(candidate, recorded=opaque):
                 finalists.append(candidate)
-        return allowance - max(0, job.ledger.left() or 0)
+        return allowance - max(0, (job.ledger if opaque else self.runner).left() or 0)
 
     async def _opaque(self, name: str, problem: Problem, rng: random.Random) -> Sequence[Candidate]:
         """What an optimizer that owns its loop found, in a thread of its own."""
@@ -366,8 +372,8 @@ class Optimizer:
         self._begin("test")
         sealed = self.job.test[: self.plan.test]
         try:
-            before = await self.runner.evaluate(self.job.seed, sealed)
-            after = await self.runner.evaluate(chosen, sealed)
+            both = Together((Evaluate(self.job.seed, sealed), Evaluate(chosen, sealed)))
+            before, after = await self.runner.answer(both)
         except BudgetSpent as spent:
             paid = self._both_known(chosen, sealed)
             if paid is None:

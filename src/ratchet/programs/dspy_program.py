@@ -17,8 +17,12 @@ from dspy.utils.exceptions import AdapterParseError, LMInvalidRequestError
 from ratchet.core.errors import BadData, UserError
 from ratchet.core.evaluation import Evaluation, Failure, Step, Usage
 from ratchet.core.problem import Candidate, Example, FieldSpec, PredictorSpec, PredictorState
-from ratchet.programs.gateway import Gateway, GatewayLM, Halt, Receipt
+from ratchet.programs.compiled import compile_predictors
+from ratchet.programs.gateway import Gateway, Receipt
+from ratchet.programs.gateway_lm import GatewayLM
+from ratchet.programs.ledger import Halt
 from ratchet.programs.line import Line
+from ratchet.programs.loop import WouldBlockError
 from ratchet.programs.metrics import Metric, MetricFailed, ascore
 
 _KEPT_MODULES = 16
@@ -137,6 +141,7 @@ class DspyProgram:
         self.seed = Candidate(predictors=state_of(module))
         self.specs = specs_of(module)
         self._async = hasattr(type(module), "aforward")
+        self._blocks = False
         self._built: OrderedDict[str, dspy.Module] = OrderedDict()
 
     def settings(self, **more: Any) -> Any:
@@ -149,7 +154,7 @@ class DspyProgram:
         if candidate.key in self._built:
             self._built.move_to_end(candidate.key)
             return self._built[candidate.key]
-        module = self._built[candidate.key] = applied(self.module, candidate)
+        module = self._built[candidate.key] = compile_predictors(applied(self.module, candidate))
         if len(self._built) > _KEPT_MODULES:
             self._built.popitem(last=False)
         return module
@@ -192,6 +197,9 @@ class DspyProgram:
                 self._gateway.check()
         except Halt as halt:
             raise halt.cause from halt
+        except WouldBlockError:
+            self._blocks = True  # an async program that waits for an LM without await: it gets a thread from now on
+            return await self.run(candidate, example, repeat=repeat)
         outside = max(0.0, seconds - receipt.seconds_inside) * 1e3
         return Evaluation(
             candidate=candidate.key,
@@ -225,7 +233,9 @@ class DspyProgram:
 
     async def _call(self, module: dspy.Module, example: Example) -> dspy.Prediction:
         inputs = dict(example.inputs)
-        if self._async:
+        if self._async and self._blocks:
+            prediction = await asyncio.to_thread(lambda: asyncio.run(module.acall(**inputs)))
+        elif self._async:
             prediction = await module.acall(**inputs)
         else:
             prediction = await asyncio.to_thread(module, **inputs)

@@ -3,6 +3,8 @@
 A request that is equal in content, role, rollout and number within its call is sent once per optimization: its
 recorded reply is given again ever after. That is what DSPy's own cache promises, and it makes every optimizer, an
 opaque one too, resumable by running it again.
+
+All of it happens on the process's one event loop; threads and other loops wait for it there.
 """
 
 from __future__ import annotations
@@ -14,66 +16,51 @@ import random
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import Future
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from itertools import count
 from typing import Any
 
 import dspy
-from dspy._vendor.lm15.serde import response_from_dict, response_to_dict
+import orjson
+from dspy._vendor.lm15.serde import response_to_dict
 from dspy.lm15 import InvalidRequestError, Request, Response
 from dspy.utils.exceptions import (
     ContextWindowExceededError,
     LMError,
     LMInvalidRequestError,
+    LMRateLimitError,
+    LMTimeoutError,
     LMTransportError,
     LMUnsupportedModelError,
     is_retryable_lm_error,
 )
 
-from ratchet.core.errors import BudgetSpent, Cancelled, LmUnavailable, RatchetError
+from ratchet.core.errors import BudgetSpent, LmUnavailable, RatchetError
 from ratchet.core.evaluation import Usage
+from ratchet.core.problem import content_hash
+from ratchet.programs import telemetry
 from ratchet.programs.journal import Journal, Reply
-from ratchet.programs.line import Line, LmCall, current_call
+from ratchet.programs.ledger import Halt, Ledger, Limits
+from ratchet.programs.line import Line
+from ratchet.programs.loop import arun, house_loop, on_loop, run, wait_for
+from ratchet.programs.pace import Pace, Paces, Terms, Turn
+from ratchet.programs.replies import text_of
+
+PACES = Paces()
+"""How fast each provider may be asked, by all optimizations of this process together."""
+
+_SHARED_FLIGHTS: dict[str, asyncio.Future[None]] = {}
+"""Requests under way whose replies will be shared; equal ones of other optimizations wait for them."""
+
+UNLUCKY = 5
+"""How many times its patience a request is tried again while others are answered."""
+
+LANDING_SECONDS = 30.0
+"""How long an optimization that has ended waits for answers that nobody needs any more."""
 
 LONGEST_WAIT = 1800.0
 """Seconds for an answer of an LM that is known to be alive: one in this process, on a machine that may be busy."""
-
-
-class Halt(BaseException):
-    """Ends whatever runs above a gateway that may send no more.
-
-    Not an ``Exception``, because DSPy and user programs catch those and would turn a spent budget into a score of zero.
-    """
-
-    def __init__(self, cause: RatchetError) -> None:
-        super().__init__(str(cause))
-        self.cause = cause
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Limits:
-    """What may be spent on one optimization, and how patient the gateway is.
-
-    Attributes:
-        calls: Requests sent, retries included; None for no limit.
-        usd: Dollars; None for no limit.
-        deadline: A reading of ``time.monotonic`` after which nothing is sent; None for no limit.
-        concurrency: Requests under way at once.
-        timeout_seconds: Patience with one request of an LM that has answered before.
-        first_timeout_seconds: Patience with an LM that has not answered yet.
-        retry_seconds: How long to go on retrying one request.
-        first_retry_seconds: The same while no connection could be made at all: the address is likely to be wrong.
-    """
-
-    calls: int | None = None
-    usd: float | None = None
-    deadline: float | None = None
-    concurrency: int = 8
-    timeout_seconds: float = 180.0
-    first_timeout_seconds: float = 45.0
-    retry_seconds: float = 40.0
-    first_retry_seconds: float = 15.0
 
 
 @dataclass(slots=True)
@@ -131,11 +118,65 @@ class Visit:
             self._changed.wait_for(lambda: self._asking == 0)
 
 
-class _PilotGone(Exception):
-    """The task that fetched a shared reply was cancelled."""
+class Ask:
+    """A request on its way to an LM.
+
+    Attributes:
+        key: What names its reply.
+    """
+
+    __slots__ = ("_request", "key")
+
+    def __init__(self, key: str, request: Request) -> None:
+        self.key = key
+        self._request = request
+
+    @property
+    def request(self) -> Request:
+        """The request itself."""
+        return self._request
+
+    @property
+    def is_repeatable(self) -> bool:
+        """Whether the same request is meant to get the same answer."""
+        return is_repeatable(self._request)
+
+    async def send(self, line: Line, *, patience: float) -> tuple[Response, float | None]:
+        """Send it once; the response and DSPy's estimate of its dollars."""
+        return await line.send(self._request, patience=patience)
 
 
-class Gateway:
+def is_repeatable(request: Request) -> bool:
+    """Whether ``request`` is sent at temperature 0, or with a seed."""
+    return request.config.temperature == 0 or request.config.seed is not None
+
+
+class _Flight:
+    """A request under way, and those who wait for its reply."""
+
+    __slots__ = ("failing_since", "passengers")
+
+    def __init__(self) -> None:
+        self.passengers: set[asyncio.Future[Reply]] = set()
+        self.failing_since: float | None = None
+        """When the first of the attempts was sent that have failed so far; None while none has."""
+
+    def land(self, reply: Reply) -> None:
+        for each in self.passengers:
+            if not each.done():
+                each.set_result(reply)
+
+    def crash(self, error: BaseException) -> None:
+        for each in self.passengers:
+            if not each.done():
+                each.set_exception(error)
+
+
+class _NobodyWaitsError(Exception):
+    """The request is not worth sending, or sending again, any more."""
+
+
+class Gateway(Ledger):
     """Everything between the programs of one optimization and their LMs.
 
     Args:
@@ -144,344 +185,279 @@ class Gateway:
     """
 
     def __init__(self, journal: Journal, limits: Limits, *, clock: Callable[[], float] = time.monotonic) -> None:
-        self.limits = limits
+        super().__init__(journal, limits, clock=clock)
         self._journal = journal
-        self._clock = clock
-        self._lock = threading.Lock()
-        self._flights: dict[str, Future[Reply]] = {}
-        self._threads = threading.BoundedSemaphore(limits.concurrency)
-        self._tasks: dict[asyncio.AbstractEventLoop, asyncio.Semaphore] = {}
+        self._flights: dict[str, _Flight] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._slots = asyncio.Semaphore(limits.concurrency)
         self._rng = random.Random(0)
-        sent = journal.sent()
-        self._calls = self._calls_before = sent.calls
-        self._received = 0
-        self._usd = sent.usd + sent.usd_lost
-        self._halted: RatchetError | None = None
-        self._stage = "start"
-        self._allowance: int | None = None
-        self._keep = (0, 0.0, 0.0)
-        self._stage_of = journal.stages()
-        self._past: set[str] = set()
-        self._seen: set[str] = set()
-        self._owed: set[str] = set()
-        self._settled: set[str] = set()
-        self._loose: set[str] = set()
-        self._full = False
-        self._exhausted = False
-        self._stopped = threading.Event()
-
-    # --- stages and the ledger -------------------------------------------------------------------------------------
-
-    @property
-    def calls(self) -> int:
-        """Requests sent so far, over all processes."""
-        return self._calls
-
-    @property
-    def sends_per_reply(self) -> float:
-        """Requests this process had to send for one reply: 1 without retries, else a standard error more than seen."""
-        again = self._calls - self._calls_before - self._received
-        return 1.0 + (again + math.sqrt(again)) / max(1, self._received) if again > 0 else 1.0
-
-    @property
-    def stage(self) -> str:
-        """The stage whose requests are now sent."""
-        return self._stage
-
-    @property
-    def used(self) -> int:
-        """Distinct replies this stage asked for first, whether paid now or before a crash."""
-        return len(self._seen)
-
-    def begin_stage(
-        self,
-        stage: str,
-        *,
-        allowance: int | None = None,
-        keep_calls: int = 0,
-        keep_usd: float = 0.0,
-        keep_seconds: float = 0.0,
-    ) -> None:
-        """Begin a stage that may ask for ``allowance`` replies no earlier stage asked for, and must leave the rest.
-
-        The allowance counts distinct replies, not sendings: a resumed stage ends where the undisturbed one would. What
-        is in the journal of this stage, or of one that this process has not come to yet, counts as if it were new.
-        """
-        with self._lock:
-            self._past.add(self._stage)
-            self._stage, self._allowance = stage, allowance
-            self._keep = (keep_calls, keep_usd, keep_seconds)
-            self._seen, self._full, self._exhausted = set(), False, False
-            self._settled = set()
-            # An earlier process paid for these: they have their place before anything new has.
-            self._owed = {key for key, asked in self._stage_of.items() if asked == stage}
-
-    def left(self) -> int | None:
-        """Replies the stage's allowance still holds; None for no allowance."""
-        if self._allowance is None:
-            return None
-        return 0 if self._full else self._allowance - len(self._seen)
-
-    @property
-    def exhausted(self) -> bool:
-        """Whether a request of this stage was refused because its budget is used up."""
-        return self._exhausted
-
-    def _refuse(self, why: str) -> Halt:
-        self._exhausted = True
-        return Halt(BudgetSpent(why))
-
-    def recall(self, keys: tuple[str, ...]) -> None:
-        """Count the replies that a stored evaluation used, as if it were run now.
-
-        Raises:
-            BudgetSpent: the stage's allowance does not hold them.
-        """
-        try:
-            for key in keys:
-                self._admit(key)
-        except Halt as halt:
-            raise halt.cause from halt
-
-    def settle(self) -> None:
-        """Say that nothing is under way: what was asked so far does not depend on which thread was faster."""
-        with self._lock:
-            self._settled = set(self._seen)
-
-    def loosen(self) -> None:
-        """Let what was asked after the last ``settle`` count anew when a later stage asks for it.
-
-        Which requests got through when the budget ran out in the midst of parallel ones is chance. What follows must
-        not depend on it, or a resumed optimization would end differently.
-        """
-        with self._lock:
-            self._loose |= (self._seen | self._owed) - self._settled
+        self._paces: dict[tuple[str, str], Pace] = {}
 
     def halt(self, cause: RatchetError) -> None:
-        """Send nothing more; whoever asks gets ``cause``."""
-        self._halted = self._halted or cause
-        self._stopped.set()
+        """Send nothing more; whoever asks or waits gets ``cause``. What is under way is recorded when it comes."""
+        super().halt(cause)
+        house_loop().call_soon_threadsafe(self._turn_away)
 
-    def check(self) -> None:
-        """Raise what the gateway was halted with, if it was.
-
-        Raises:
-            RatchetError: the cause.
-        """
-        if self._halted is not None:
-            raise self._halted
-
-    def cancel(self) -> None:
-        """Stop on request."""
-        self.halt(Cancelled("stopped on request"))
+    def _turn_away(self) -> None:
+        assert self._halted is not None
+        for flight in self._flights.values():
+            flight.crash(Halt(self._halted))
+        for pace in self._paces.values():
+            pace.dismiss(self, _NobodyWaitsError)
 
     # --- the two ways through --------------------------------------------------------------------------------------
 
-    def fetch(self, line: Line, request: Request) -> Response:
-        """The reply to ``request``, for a thread."""
+    def fetch(self, line: Line, ask: Ask) -> Reply:
+        """The reply to what is asked, for a thread.
+
+        Raises:
+            Halt: nothing more may be sent.
+            WouldBlockError: the caller is on the event loop.
+        """
         started = self._clock()
-        key = line.key(request)
         with dspy.settings.get("ratchet_visit") or nullcontext():
-            return self._hand_over(self._fetch(line, key, request), started)
+            return self._noted(wait_for(lambda: self._board(line, ask)), started)
 
-    def _fetch(self, line: Line, key: str, request: Request) -> Reply:
-        while True:
-            flight, mine = self._board(key)
-            if mine:
-                try:
-                    reply = self._recorded(key)
-                    if reply is None:
-                        with self._threads:
-                            reply = self._send(line, key, request)
-                except BaseException as error:
-                    self._crash(key, flight, error)
-                    raise
-                self._land(key, flight, reply)
-            try:
-                return flight.result()
-            except _PilotGone:
-                continue
+    async def afetch(self, line: Line, ask: Ask) -> Reply:
+        """The reply to what is asked, for a task.
 
-    async def afetch(self, line: Line, request: Request) -> Response:
-        """The reply to ``request``, for a task."""
+        Raises:
+            Halt: nothing more may be sent.
+        """
         started = self._clock()
-        key = line.key(request)
         with dspy.settings.get("ratchet_visit") or nullcontext():
-            return self._hand_over(await self._afetch(line, key, request), started)
+            reply = await (self._aboard(line, ask) if on_loop() else arun(self._aboard(line, ask)))
+            return self._noted(reply, started)
 
-    async def _afetch(self, line: Line, key: str, request: Request) -> Reply:
-        while True:
-            flight, mine = self._board(key)
-            if mine:
-                try:
-                    reply = self._recorded(key)
-                    if reply is None:
-                        async with self._slots():
-                            reply = await self._asend(line, key, request)
-                except BaseException as error:
-                    self._crash(key, flight, error)
-                    raise
-                self._land(key, flight, reply)
+    def _noted(self, reply: Reply, started: float) -> Reply:
+        receipt = dspy.settings.get("ratchet_receipt")
+        if receipt is not None:
+            receipt.add(reply, self._clock() - started, text_of(reply))
+        return reply
+
+    async def _aboard(self, line: Line, ask: Ask) -> Reply:
+        passage = self._board(line, ask)
+        try:
+            return await passage
+        finally:
+            passage.cancel()
+
+    def _board(self, line: Line, ask: Ask) -> asyncio.Future[Reply]:
+        """The reply that will come, from the journal or from the flight that fetches it; one that may be cancelled."""
+        passage: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
+        flight = self._flights.get(ask.key)
+        if flight is None:
             try:
-                return await asyncio.wrap_future(flight)
-            except _PilotGone:
-                continue
+                recorded = self._recorded(ask.key)
+            except Halt as halt:
+                passage.set_exception(halt)
+                return passage
+            if recorded is not None:
+                _watch_recorded(line, recorded)
+                passage.set_result(recorded)
+                return passage
+            flight = self._flights[ask.key] = _Flight()
+            task = asyncio.ensure_future(self._fly(flight, line, ask))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+        flight.passengers.add(passage)
+        passage.add_done_callback(flight.passengers.discard)
+        return passage
 
-    def _slots(self) -> asyncio.Semaphore:
-        loop = asyncio.get_running_loop()
-        return self._tasks.setdefault(loop, asyncio.Semaphore(self.limits.concurrency))
+    async def _fly(self, flight: _Flight, line: Line, ask: Ask) -> None:
+        try:
+            async with self._slots:
+                flight.land(await self._send(flight, line, ask))
+        except BaseException as error:
+            flight.crash(error)
+            if not isinstance(error, Exception | Halt):
+                raise
+        finally:
+            del self._flights[ask.key]
 
     def _recorded(self, key: str) -> Reply | None:
         """A recorded reply, counted for this stage when it was this stage that asked first."""
         if self._halted is not None:
             raise Halt(self._halted)
-        reply = self._journal.find(key)
-        if reply is not None:
-            self._admit(key)
+        if key not in self._stage_of or (reply := self._journal.find(key)) is None:
+            return None
+        self._admit(key)
         return reply
-
-    def _admit(self, key: str) -> None:
-        """Count a reply against the stage's allowance, unless an earlier stage has it already."""
-        with self._lock:
-            if key in self._seen or (self._stage_of.get(key) in self._past and key not in self._loose):
-                return
-            places = len(self._seen) + (0 if key in self._owed else len(self._owed))
-            if self._allowance is not None and places >= self._allowance:
-                self._full = True
-                raise self._refuse(f"{self._stage} used its {self._allowance} calls")
-            self._seen.add(key)
-            self._owed.discard(key)
-            self._loose.discard(key)
-
-    def _board(self, key: str) -> tuple[Future[Reply], bool]:
-        """The flight that fetches ``key``, and whether the caller is its pilot."""
-        with self._lock:
-            if flight := self._flights.get(key):
-                return flight, False
-            flight = self._flights[key] = Future()
-            flight.set_running_or_notify_cancel()  # a passenger who gives up must not cancel it for the others
-            return flight, True
-
-    def _land(self, key: str, flight: Future[Reply], reply: Reply) -> None:
-        with self._lock:
-            del self._flights[key]
-        flight.set_result(reply)
-
-    def _crash(self, key: str, flight: Future[Reply], error: BaseException) -> None:
-        """Tell the passengers what went wrong; when only the pilot was called off, one of them takes over."""
-        with self._lock:
-            del self._flights[key]
-        flight.set_exception(error if isinstance(error, Exception | Halt) else _PilotGone())
-
-    def _hand_over(self, reply: Reply, started: float) -> Response:
-        refused = reply.response.get("refused")
-        response = None if refused else response_from_dict(dict(reply.response))
-        receipt = dspy.settings.get("ratchet_receipt")
-        if receipt is not None:
-            receipt.add(reply, self._clock() - started, (response.message.text if response else "") or "")
-        if response is None:
-            kind = ContextWindowExceededError if refused == "context" else LMInvalidRequestError
-            what = {name: reply.response.get(name) for name in ("message", "model", "status")}
-            raise kind(**what)
-        return response
 
     # --- sending, with reservation, retries and settlement --------------------------------------------------------
 
-    def _reserve(self, line: Line, key: str, request: Request) -> str:
-        """Note the request before it is sent; the stage that asks for it.
+    async def _send(self, flight: _Flight, line: Line, ask: Ask) -> Reply:
+        shared = self._shared_name(line, ask)
+        if shared is None:
+            return await self._persist(flight, line, ask, None)
+        while shared in _SHARED_FLIGHTS:
+            await asyncio.wait([_SHARED_FLIGHTS[shared]])
+        if (borrowed := self._borrowed(shared, ask.key)) is not None:
+            _watch_recorded(line, borrowed)
+            return borrowed
+        landed = _SHARED_FLIGHTS[shared] = asyncio.get_running_loop().create_future()
+        try:
+            return await self._persist(flight, line, ask, shared)
+        finally:
+            del _SHARED_FLIGHTS[shared]
+            landed.set_result(None)
+
+    async def _persist(self, flight: _Flight, line: Line, ask: Ask, shared: str | None) -> Reply:
+        """Send it until there is an answer, or no hope of one; share it as ``shared``."""
+        with _Watched(line, self._clock) as watched:
+            for attempt in count():
+                if not flight.passengers:
+                    raise _NobodyWaitsError
+                watched.retries = attempt
+                try:
+                    reply = await self._attempt(flight, line, ask)
+                except (LMError, InvalidRequestError) as error:
+                    wait = self._pause(line, error, attempt, flight.failing_since or self._clock())
+                    if wait is None:
+                        line, flight.failing_since, shared = self._successor(line, error), None, None
+                        continue
+                    until = self._clock() + wait
+                    while self._halted is None and flight.passengers and (rest := until - self._clock()) > 0:
+                        await asyncio.sleep(min(rest, 0.2))
+                except LmUnavailable as error:
+                    line, flight.failing_since, shared = self._successor(line, error), None, None
+                else:
+                    watched.reply = reply
+                    return self._record(reply, shared=shared)
+        raise AssertionError("unreachable: retries are bounded in time")
+
+    async def _attempt(self, flight: _Flight, line: Line, ask: Ask) -> Reply:
+        """Send it once, when it is its turn.
+
+        Raises:
+            Halt: a limit does not allow it.
+            LMError: there was no answer.
+            LmUnavailable: the LM has not taken requests for too long.
+        """
+        pace = self._pace(line)
+        tokens = line.tokens(ask.request) if pace.terms.tokens_per_minute is not None else 0.0
+        async with pace.turn(self, tokens=tokens, patience_seconds=self.limits.retry_seconds) as turn:
+            stage, usd = await self._reserve(line, ask)
+            began = self._clock()
+            try:
+                response, cost = await ask.send(line, patience=self._patience(line))
+            except LMInvalidRequestError as error:
+                turn.succeeded(None)
+                self._give_back(usd)
+                if isinstance(error, LMUnsupportedModelError):
+                    raise
+                line.succeeded(self._clock())
+                return _refusal(line, ask.key, stage, error, (self._clock() - began) * 1e3)
+            except (LMError, InvalidRequestError) as error:
+                _told(turn, error)
+                self._give_back(usd)
+                flight.failing_since = flight.failing_since or began
+                raise
+            seconds = self._clock() - began
+            reply = _reply(line, ask.key, stage, response, cost, seconds * 1e3)
+            turn.succeeded(seconds, reply.prompt_tokens + reply.completion_tokens)
+            line.succeeded(self._clock())
+            self._give_back(usd - (reply.cost_usd or 0.0))
+            return reply
+
+    def _pace(self, line: Line) -> Pace:
+        place = (line.address, line.model)
+        if place not in self._paces:
+            self._paces[place] = PACES.of(*place, self._terms)
+        return self._paces[place]
+
+    @property
+    def _terms(self) -> Terms:
+        return Terms(
+            concurrency=self.limits.concurrency,
+            requests_per_minute=self.limits.requests_per_minute,
+            tokens_per_minute=self.limits.tokens_per_minute,
+        )
+
+    def land(self) -> None:
+        """Wait for what is under way, though nobody else does: it is paid for, and recorded when it comes."""
+
+        async def landed() -> None:
+            if self._tasks:
+                await asyncio.wait(self._tasks, timeout=LANDING_SECONDS)
+
+        run(landed())
+
+    def close(self) -> None:
+        """Leave the lines before the providers to others."""
+
+        def leave() -> None:
+            for pace in self._paces.values():
+                pace.leave(self._terms)
+            self._paces = {}
+
+        house_loop().call_soon_threadsafe(leave)
+
+    def _successor(self, line: Line, error: Exception) -> Line:
+        """Who is asked when ``line`` is given up.
+
+        Raises:
+            Halt: there is nobody.
+        """
+        if line.stand_in is not None:
+            return line.stand_in
+        cause = LmUnavailable(f"{line.name} did not answer: {error} ({type(error).__name__})")
+        self.halt(cause)
+        raise Halt(cause) from error
+
+    def _shared_name(self, line: Line, ask: Ask) -> str | None:
+        return content_hash([line.shared_as, ask.key]) if line.shared_as and ask.is_repeatable else None
+
+    def _borrowed(self, shared: str, key: str) -> Reply | None:
+        """A reply that another optimization had; it counts for the stage like any, and is not a call."""
+        self._admit(key)
+        try:
+            reply = self._journal.borrow(shared, key, stage=self._stage)
+        except RatchetError as error:
+            self.halt(error)
+            raise Halt(error) from error
+        if reply is not None:
+            self._note_stage(key, reply.stage)
+        return reply
+
+    async def _reserve(self, line: Line, ask: Ask) -> tuple[str, float]:
+        """Note the request before it is sent; the stage that asks for it, and the dollars that are kept for it.
 
         Raises:
             Halt: a limit does not allow it.
         """
-        usd = line.reservation(request)
-        self._admit(key)
-        with self._lock:
-            limits = self.limits
-            keep_calls, keep_usd, keep_seconds = self._keep
-            if self._halted is not None:
-                raise Halt(self._halted)
-            if limits.calls is not None and self._calls + 1 > limits.calls - keep_calls:
-                raise self._at_limit(line, f"of the limit of {limits.calls} calls {keep_calls} are kept")
-            if limits.usd is not None and self._usd + usd > limits.usd - keep_usd:
-                raise self._at_limit(line, f"of the limit of ${limits.usd:.4f} ${keep_usd:.4f} is kept")
-            if limits.deadline is not None and self._clock() > limits.deadline - keep_seconds:
-                raise self._at_limit(line, f"of the time limit {keep_seconds:.0f} s are kept")
-            stage = self._stage
-            self._calls += 1
-            self._usd += usd
-        self._note(lambda: self._journal.reserve(key, role=line.role, stage=stage, usd=usd))
-        return stage
-
-    def _at_limit(self, line: Line, why: str) -> Halt:
-        """A limit was reached; when a dead LM's retries were what used it up, that is the cause to tell."""
-        if line.trouble is None:
-            return self._refuse(f"{why} and the rest is used")
-        cause = LmUnavailable(f"{line.name} does not answer: {line.trouble}; {why} and retries used the rest")
-        self.halt(cause)
-        return Halt(cause)
-
-    def _settle(
-        self, line: Line, key: str, stage: str, request: Request, response: Response, cost: float | None, ms: float
-    ) -> Reply:
-        reply = Reply(
-            key=key,
-            role=line.role,
-            stage=stage,
-            response=_sayable(response_to_dict(response)),
-            prompt_tokens=response.usage.input_tokens or 0,
-            completion_tokens=response.usage.output_tokens or 0,
-            cost_usd=line.cost(response, cost),
-            latency_ms=ms,
-        )
-        with self._lock:
-            self._usd += (reply.cost_usd or 0.0) - line.reservation(request)
-        return self._record(reply)
-
-    def _refusal(
-        self, line: Line, key: str, stage: str, request: Request, error: LMInvalidRequestError, ms: float
-    ) -> Reply:
-        """The LM's "no" to this very request, as a reply: it is recorded like one, and the request not sent again."""
-        kind = "context" if isinstance(error, ContextWindowExceededError) else "request"
-        reply = Reply(
-            key=key,
-            role=line.role,
-            stage=stage,
-            response={"refused": kind, "message": error.message, "model": error.model, "status": error.status},
-            prompt_tokens=0,
-            completion_tokens=0,
-            cost_usd=0.0,
-            latency_ms=ms,
-        )
-        with self._lock:
-            self._usd -= line.reservation(request)
-        return self._record(reply)
-
-    def _record(self, reply: Reply) -> Reply:
-        self._note(lambda: self._journal.record(reply))
-        with self._lock:
-            self._received += 1
-            self._stage_of.setdefault(reply.key, reply.stage)
-        return reply
-
-    def _release(self, line: Line, request: Request) -> None:
-        """Give back the dollars of a request that was refused; its call stays counted."""
-        with self._lock:
-            self._usd -= line.reservation(request)
-
-    def _note(self, write: Callable[[], None]) -> None:
-        """Write to the journal; a journal that cannot be written ends the optimization."""
+        usd = line.reservation(ask.request) if line.price is not None else 0.0
+        self._admit(ask.key)
         try:
-            write()
+            stage = self._take(usd)
+        except Halt as halt:
+            if line.trouble is None or not isinstance(halt.cause, BudgetSpent):
+                raise
+            # A dead LM's retries are what used the limit up: that is the cause to tell.
+            cause = LmUnavailable(f"{line.name} does not answer: {line.trouble}; {halt.cause}, by retries")
+            self.halt(cause)
+            raise Halt(cause) from halt
+        try:
+            self._journal.reserve(ask.key, role=line.role, stage=stage, usd=usd)
+            await self._journal.durable()
         except RatchetError as error:
             self.halt(error)
             raise Halt(error) from error
+        return stage, usd
 
-    def _pause(self, line: Line, error: Exception, attempt: int, since: float) -> float:
-        """Seconds to wait before the next try.
+    def _record(self, reply: Reply, *, shared: str | None = None) -> Reply:
+        """Keep a reply; a journal that cannot be written ends the optimization."""
+        try:
+            self._journal.record(reply, shared=shared)
+        except RatchetError as error:
+            self.halt(error)
+            raise Halt(error) from error
+        self._received += 1
+        self._note_stage(reply.key, reply.stage)
+        return reply
 
-        Raises:
-            Halt: the LM is given up.
-        """
+    def _pause(self, line: Line, error: Exception, attempt: int, since: float) -> float | None:
+        """Seconds to wait before the next try; None when the line is to be given up."""
         line.failed(error)
         hint = getattr(error, "retry_after", None)
         # A hint of 0 is not taken at its word for ever: it would be a thousand requests in a second.
@@ -489,53 +465,11 @@ class Gateway:
         wait: float = max(hint or 0.0, min(8.0, first * growth) * self._rng.uniform(0.75, 1.25))
         unreached = not line.answered and isinstance(error, LMTransportError)
         patience = min(self.limits.retry_seconds, self.limits.first_retry_seconds if unreached else math.inf)
-        if not is_retryable_lm_error(error) or self._clock() + wait - since > patience:
-            cause = LmUnavailable(f"{line.name} did not answer: {error} ({type(error).__name__})")
-            self.halt(cause)
-            raise Halt(cause) from error
-        return wait
-
-    def _send(self, line: Line, key: str, request: Request) -> Reply:
-        since = self._clock()
-        for attempt in range(1_000):
-            stage = self._reserve(line, key, request)
-            began = self._clock()
-            try:
-                response, cost = line.send(request, patience=self._patience(line))
-            except LMInvalidRequestError as error:
-                if isinstance(error, LMUnsupportedModelError):
-                    self._pause(line, error, attempt, since)
-                line.succeeded()
-                return self._refusal(line, key, stage, request, error, (self._clock() - began) * 1e3)
-            except (LMError, InvalidRequestError) as error:
-                self._release(line, request)
-                self._stopped.wait(self._pause(line, error, attempt, since))
-            else:
-                line.succeeded()
-                return self._settle(line, key, stage, request, response, cost, (self._clock() - began) * 1e3)
-        raise AssertionError("unreachable: retries are bounded in time")
-
-    async def _asend(self, line: Line, key: str, request: Request) -> Reply:
-        since = self._clock()
-        for attempt in range(1_000):
-            stage = self._reserve(line, key, request)
-            began = self._clock()
-            try:
-                response, cost = await line.asend(request, patience=self._patience(line))
-            except LMInvalidRequestError as error:
-                if isinstance(error, LMUnsupportedModelError):
-                    self._pause(line, error, attempt, since)
-                line.succeeded()
-                return self._refusal(line, key, stage, request, error, (self._clock() - began) * 1e3)
-            except (LMError, InvalidRequestError) as error:
-                self._release(line, request)
-                until = self._clock() + self._pause(line, error, attempt, since)
-                while not self._stopped.is_set() and (rest := until - self._clock()) > 0:
-                    await asyncio.sleep(min(rest, 0.2))
-            else:
-                line.succeeded()
-                return self._settle(line, key, stage, request, response, cost, (self._clock() - began) * 1e3)
-        raise AssertionError("unreachable: retries are bounded in time")
+        until = self._clock() + wait
+        # While others get answers the LM is alive, and only this request is out of luck.
+        silent, unlucky = until - max(since, line.answered_at), until - since
+        in_vain = not is_retryable_lm_error(error) or silent > patience or unlucky > UNLUCKY * patience
+        return None if in_vain else wait
 
     def _patience(self, line: Line) -> float:
         if line.alive:
@@ -543,91 +477,101 @@ class Gateway:
         return self.limits.timeout_seconds if line.answered else self.limits.first_timeout_seconds
 
 
-def _sayable(response: dict[str, Any]) -> dict[str, Any]:
-    """``response`` without halves of surrogate pairs: no LM takes them in a prompt, and no signature holds them."""
-    text = json.dumps(response, ensure_ascii=False, default=str)
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return dict(json.loads(text.encode(errors="replace")))
-    return response
+class _Watched:
+    """Tells whoever watches of one request with all its retries."""
 
+    __slots__ = ("_began", "_clock", "_line", "_observer", "reply", "retries")
 
-class _Door:
-    """The engine DSPy calls in a thread; what DSPy asks of an engine's capabilities is answered by the line."""
+    def __init__(self, line: Line, clock: Callable[[], float]) -> None:
+        self._line, self._clock, self._observer = line, clock, telemetry.observer
+        self.reply: Reply | None = None
+        self.retries = 0
+        self._began = 0.0
 
-    def __init__(self, gateway: Gateway, line: Line) -> None:
-        self.gateway = gateway
-        self.line = line
-
-    def __deepcopy__(self, memo: object) -> _Door:
+    def __enter__(self) -> _Watched:
+        if self._observer is not None:
+            self._began = self._clock()
+            self._observer.request_started(model=self._line.model, role=self._line.role)
         return self
 
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("support"):
-            return getattr(self.line, name)
-        raise AttributeError(name)
-
-    def complete(self, request: Request) -> Response:
-        """The reply to ``request``."""
-        return self.gateway.fetch(self.line, request)
-
-    def close(self) -> None:
-        """Nothing to close: connections belong to the line's own LM."""
-
-
-class _AsyncDoor:
-    """The engine DSPy awaits."""
-
-    def __init__(self, gateway: Gateway, line: Line) -> None:
-        self.gateway = gateway
-        self.line = line
-
-    def __deepcopy__(self, memo: object) -> _AsyncDoor:
-        return self
-
-    async def complete(self, request: Request) -> Response:
-        """The reply to ``request``."""
-        return await self.gateway.afetch(self.line, request)
-
-    async def aclose(self) -> None:
-        """Nothing to close."""
-
-
-class GatewayLM(dspy.LM):  # type: ignore[misc]
-    """An LM as programs and DSPy's optimizers see it: it behaves as ``lm`` and goes through ``gateway``."""
-
-    def __init__(self, gateway: Gateway, lm: dspy.BaseLM, line: Line) -> None:
-        from dspy.clients.backend_selection import CLIENT_KEYS
-
-        kwargs = {name: value for name, value in lm.kwargs.items() if name not in CLIENT_KEYS}
-        if "max_completion_tokens" in kwargs:
-            kwargs["max_tokens"] = kwargs.pop("max_completion_tokens")
-        super().__init__(
-            lm.model,
-            model_type=getattr(lm, "model_type", "chat"),
-            cache=False,
-            num_retries=0,
-            engine=_Door(gateway, line),
-            async_engine=_AsyncDoor(gateway, line),
-            **kwargs,
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if self._observer is None:
+            return
+        reply = self.reply
+        self._observer.request_ended(
+            model=self._line.model,
+            role=self._line.role,
+            status=telemetry.OK if kind is None else kind.__name__,
+            seconds=self._clock() - self._began,
+            prompt_tokens=reply.prompt_tokens if reply else 0,
+            completion_tokens=reply.completion_tokens if reply else 0,
+            cost_usd=reply.cost_usd if reply else None,
+            retries=self.retries,
+            cached=False,
         )
 
-    def __deepcopy__(self, memo: object) -> GatewayLM:
-        return self
 
-    def __call__(self, prompt: Any = None, **kwargs: Any) -> Any:
-        """Call the LM, noting the rollout it was called with."""
-        token = current_call.set(LmCall(rollout={**self.kwargs, **kwargs}.get("rollout_id")))
-        try:
-            return super().__call__(prompt, **kwargs)
-        finally:
-            current_call.reset(token)
+def _watch_recorded(line: Line, reply: Reply) -> None:
+    """Tell whoever watches of a request that was not sent, because its reply was known."""
+    if telemetry.observer is not None:
+        telemetry.observer.request_started(model=line.model, role=line.role)
+        telemetry.observer.request_ended(
+            model=line.model,
+            role=line.role,
+            status=telemetry.OK,
+            seconds=0.0,
+            prompt_tokens=reply.prompt_tokens,
+            completion_tokens=reply.completion_tokens,
+            cost_usd=reply.cost_usd,
+            retries=0,
+            cached=True,
+        )
 
-    async def acall(self, prompt: Any = None, **kwargs: Any) -> Any:
-        """Await the LM, noting the rollout it was called with."""
-        token = current_call.set(LmCall(rollout={**self.kwargs, **kwargs}.get("rollout_id")))
-        try:
-            return await super().acall(prompt, **kwargs)
-        finally:
-            current_call.reset(token)
+
+def _told(turn: Turn, error: Exception) -> None:
+    """Tell the provider's pace what went wrong."""
+    hint, status = getattr(error, "retry_after", None), getattr(error, "status", None)
+    if isinstance(error, LMRateLimitError) or status in (503, 529):
+        turn.throttled(hint)
+    elif isinstance(error, LMTimeoutError):
+        turn.timed_out()
+    elif is_retryable_lm_error(error):
+        turn.failed()
+
+
+def _reply(line: Line, key: str, stage: str, response: Response, estimate: float | None, ms: float) -> Reply:
+    return Reply(
+        key=key,
+        role=line.role,
+        stage=stage,
+        response=_sayable(response_to_dict(response)),
+        prompt_tokens=response.usage.input_tokens or 0,
+        completion_tokens=response.usage.output_tokens or 0,
+        cost_usd=line.cost(response, estimate),
+        latency_ms=ms,
+    )
+
+
+def _refusal(line: Line, key: str, stage: str, error: LMInvalidRequestError, ms: float) -> Reply:
+    """The LM's "no" to this very request, as a reply: it is recorded like one, and the request not sent again."""
+    kind = "context" if isinstance(error, ContextWindowExceededError) else "request"
+    return Reply(
+        key=key,
+        role=line.role,
+        stage=stage,
+        response={"refused": kind, "message": error.message, "model": error.model, "status": error.status},
+        prompt_tokens=0,
+        completion_tokens=0,
+        cost_usd=0.0,
+        latency_ms=ms,
+    )
+
+
+def _sayable(response: dict[str, Any]) -> dict[str, Any]:
+    """``response`` without halves of surrogate pairs: no LM takes them in a prompt, and no signature holds them."""
+    try:
+        orjson.dumps(response)
+    except TypeError:  # orjson takes neither surrogates nor anything that is no JSON
+        text = json.dumps(response, ensure_ascii=False, default=str)
+        return dict(json.loads(text.encode(errors="replace")))
+    return response

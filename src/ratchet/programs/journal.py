@@ -39,6 +39,7 @@ class Sent:
     Attributes:
         calls: Requests sent, retries and lost ones included.
         recorded: Replies recorded.
+        borrowed: Replies among them that another optimization had paid for. Tokens and dollars do not count them.
         usd: Dollars of recorded replies whose price is known.
         usd_lost: Dollars reserved for requests whose reply never came.
         unpriced: Recorded replies whose price is not known.
@@ -47,6 +48,7 @@ class Sent:
 
     calls: int = 0
     recorded: int = 0
+    borrowed: int = 0
     prompt_tokens: int = 0
     completion_tokens: int = 0
     usd: float = 0.0
@@ -56,7 +58,14 @@ class Sent:
 
 
 class Journal(Protocol):
-    """The journal of one optimization. Each method is durable when it returns."""
+    """The journal of one optimization.
+
+    What is noted is kept in order: a crash loses at most what was noted after the last ``durable``, and never something
+    earlier than what it keeps.
+
+    Raises:
+        RatchetError: by any method, when something noted before could not be kept.
+    """
 
     def find(self, key: str) -> Reply | None:
         """The recorded reply, if there is one."""
@@ -64,8 +73,18 @@ class Journal(Protocol):
     def reserve(self, key: str, *, role: Role, stage: str, usd: float) -> None:
         """Note that a request is about to be sent; called again for each retry."""
 
-    def record(self, reply: Reply) -> None:
-        """Keep a reply; its reservation is settled."""
+    def record(self, reply: Reply, *, shared: str | None = None) -> None:
+        """Keep a reply; its reservation is settled.
+
+        Args:
+            shared: The name under which other optimizations may find it; None for not at all.
+        """
+
+    def borrow(self, shared: str, key: str, *, stage: str) -> Reply | None:
+        """A reply that another optimization shared, kept here as ``key`` from now on, as one that was never sent."""
+
+    async def durable(self) -> None:
+        """Wait until everything noted so far would survive a crash."""
 
     def stages(self) -> dict[str, str]:
         """Keys of all recorded replies, and the stage that asked first."""

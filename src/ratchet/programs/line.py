@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
+import math
 from contextvars import ContextVar
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
+from itertools import count
+from types import FunctionType
+from typing import Any
 
 import dspy
 from dspy._vendor.lm15.serde import request_to_dict
+from dspy.clients import costs
 from dspy.clients.backend_selection import select_backend
 from dspy.clients.execution import aexecute, execute, prepare
 from dspy.clients.model_metadata import model_info, rate
@@ -15,6 +21,7 @@ from dspy.lm15 import Request, Response
 
 from ratchet.core.problem import content_hash
 from ratchet.programs.journal import Role
+from ratchet.programs.wire import Letter, Wire
 
 SILENT = 6
 """Failures in a row, over all requests, from which an LM that has answered before looks dead."""
@@ -40,7 +47,29 @@ class LmCall:
     count: int = 0
 
 
+_engines = count(1)
+
 current_call: ContextVar[LmCall | None] = ContextVar("ratchet_lm_call", default=None)
+
+
+@lru_cache(maxsize=256)
+def _model_info(provider: str, model: str, *, namespaces: None = None) -> Any:
+    return costs.model_info(provider, model, namespaces=namespaces)
+
+
+# DSPy's own arithmetic, with prices that are looked up once per model: the search through its tables takes longer than
+# all the rest of a request.
+_estimate_cost = FunctionType(costs._estimate_cost.__code__, {**vars(costs), "model_info": _model_info})
+_estimate_cost.__kwdefaults__ = costs._estimate_cost.__kwdefaults__
+
+
+def _estimate(response: Response, provider: str, request: Request) -> float | None:
+    """DSPy's estimate of what ``response`` costs, or None where it knows none."""
+    try:
+        cost, _ = _estimate_cost(response, provider=provider, requested_model=request.model, request=request)
+    except (LookupError, TypeError, ValueError, AttributeError):
+        return None  # prices that cannot be read are not known
+    return None if cost is None else float(cost)
 
 
 class Line:
@@ -52,6 +81,9 @@ class Line:
         price: Overrides DSPy's price table.
         supports_schema: Overrides what DSPy knows of the model.
         alive: Whether it is known to answer, however slowly.
+        shared_as: What names the model among all that ever were, so that optimizations can share its replies; None for
+            not sharing them.
+        stand_in: Another line that is asked when this one is given up.
     """
 
     def __init__(
@@ -62,18 +94,30 @@ class Line:
         price: Price | None = None,
         supports_schema: bool | None = None,
         alive: bool = False,
+        shared_as: str | None = None,
+        stand_in: Line | None = None,
     ) -> None:
         self.role = role
+        self.shared_as = shared_as
+        self.stand_in = stand_in
         self.model: str = lm.model
         self.alive = self.answered = alive
         self.name = f"the {role} LM {lm.model}"
+        # An LM with an engine of its own is a provider of its own.
+        own = not isinstance(lm, dspy.LM) or not isinstance(lm.engine, str)
+        self.address = (
+            f"engine {next(_engines)}" if own else str(lm.kwargs.get("api_base") or lm.kwargs.get("base_url") or "")
+        )
         self._last_error = ""
         self._failures = 0
+        self.answered_at = -math.inf
         self._given_price = price
         self._schema = supports_schema
         self._lm = lm.copy(cache=False)
         self._lm.num_retries = 0
         self._patient: dict[float, dspy.BaseLM] = {}
+        self._wire: Wire | None = None
+        self._wire_known = False
 
     def __deepcopy__(self, memo: object) -> Line:
         return self
@@ -83,7 +127,17 @@ class Line:
         call = current_call.get() or LmCall(rollout=None)
         number, call.count = call.count, call.count + 1
         rollout = dspy.settings.get("ratchet_rollout")
-        return content_hash([self.role, request_to_dict(request), call.rollout, rollout, number])
+        return content_hash(self.named(request, call.rollout, rollout, number))
+
+    def named(self, request: Request, call_rollout: object, rollout: object, number: int) -> list[object]:
+        """What a reply depends on, as JSON data.
+
+        Args:
+            call_rollout: The rollout that the LM was called with.
+            rollout: The rollout of the program's run.
+            number: How many requests the same call of the LM made before.
+        """
+        return [self.role, request_to_dict(request), call_rollout, rollout, number]
 
     @property
     def trouble(self) -> str | None:
@@ -96,9 +150,10 @@ class Line:
         self._failures += 1
         self._last_error = f"{error} ({type(error).__name__})"
 
-    def succeeded(self) -> None:
-        """Note that a request was answered."""
+    def succeeded(self, now: float) -> None:
+        """Note that a request was answered; ``now`` is a reading of the gateway's clock."""
         self.answered = True
+        self.answered_at = now
         self._failures = 0
 
     @cached_property
@@ -134,17 +189,45 @@ class Line:
             self._patient[patience] = self._lm.copy(timeout=patience)
         return self._patient[patience]
 
-    def send(self, request: Request, *, patience: float) -> tuple[Response, float | None]:
-        """Send ``request`` once; the response and DSPy's estimate of its dollars."""
-        lm = self._with(patience)
-        result = execute(lm, prepare(lm, request, None, {}))
-        return result.typed(request, getattr(lm, "model_type", "chat")), result.cost
+    def wire(self, request: Request) -> Wire | None:
+        """The LM's own HTTP interface, where requests like ``request`` can be sent over it."""
+        if not self._wire_known:
+            self._wire, self._wire_known = Wire.of(self._lm, request), True
+        return self._wire
 
-    async def asend(self, request: Request, *, patience: float) -> tuple[Response, float | None]:
-        """The same, for a task."""
+    async def send(self, request: Request, *, patience: float) -> tuple[Response, float | None]:
+        """Send ``request`` once, on the event loop; the response and DSPy's estimate of its dollars.
+
+        Args:
+            patience: Seconds to wait for the answer.
+
+        Raises:
+            LMError: there is no answer.
+        """
+        if request.model != self.model:
+            request = replace(request, model=self.model)  # it was written for the one we stand in for
+        wire = self.wire(request)
+        letter = None if wire is None else wire.letter(request)
+        if wire is not None and letter is not None:
+            return await self.exchange(wire, letter, letter.body, patience=patience)
         lm = self._with(patience)
+        if isinstance(lm, dspy.LM) and not isinstance(lm.engine, str) and lm._async_engine_spec is None:
+            return await asyncio.to_thread(self._send, lm, request)
         result = await aexecute(lm, prepare(lm, request, None, {}, asynchronous=True))
         return result.typed(request, getattr(lm, "model_type", "chat")), result.cost
+
+    def _send(self, lm: dspy.LM, request: Request) -> tuple[Response, float | None]:
+        result = execute(lm, prepare(lm, request, None, {}))
+        return result.typed(request, lm.model_type), result.cost
+
+    async def exchange(
+        self, wire: Wire, letter: Letter, body: bytes, *, patience: float
+    ) -> tuple[Response, float | None]:
+        """Send a letter once; the response and DSPy's estimate of its dollars."""
+        response = await wire.exchange(letter, body, patience=self._lm.kwargs.get("timeout") or patience)
+        if self._given_price is not None or self.price is None:
+            return response, None
+        return response, _estimate(response, wire.provider, letter.request)
 
     def cost(self, response: Response, estimate: float | None) -> float | None:
         """Dollars of ``response``, or None when the price is not known."""
@@ -158,6 +241,10 @@ class Line:
             return 0.0
         letters = len(str(request_to_dict(request)))
         return self.price.of(letters // 2, request.config.max_tokens or 4096)
+
+    def tokens(self, request: Request) -> float:
+        """About how many tokens ``request`` and its answer have, before anybody counted them."""
+        return len(str(request_to_dict(request))) / 4 + min(request.config.max_tokens or 256, 256)
 
 
 def known_price(lm: dspy.BaseLM) -> Price | None:

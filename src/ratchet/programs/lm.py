@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 import zipfile
 from dataclasses import dataclass
 from functools import cache
@@ -56,6 +57,13 @@ class NamedLM:
     name: str
     local: bool = False
     identity: str
+
+    @property
+    def shared_as(self) -> str | None:
+        """What names the model among all that ever were; None for one whose engine we know nothing of."""
+        if not isinstance(self.lm, dspy.LM) or not isinstance(self.lm.engine, str):
+            return None
+        return self.identity if self.local else f"{self.identity} {self.lm.kwargs.get('api_base') or ''}"
 
     @property
     def price(self) -> Price | None:
@@ -122,7 +130,7 @@ def _serve(path: Path, *, slots: int = 2, context: int = 4096) -> str:
             params.model.path = str(path)
             params.n_parallel = slots
             params.n_ctx = slots * context
-            params.cpuparams.n_threads = params.cpuparams_batch.n_threads = max(1, os.cpu_count() or 1)
+            params.cpuparams.n_threads = params.cpuparams_batch.n_threads = _idle_cores()
             # Threads that poll starve the rest of a busy machine, and then each other.
             params.cpuparams.poll = params.cpuparams_batch.poll = 0
             params.cache_prompt = True
@@ -130,6 +138,27 @@ def _serve(path: Path, *, slots: int = 2, context: int = 4096) -> str:
             params.port = 0
             _servers[path] = xllamacpp.Server(params)
         return str(_servers[path].listening_address)
+
+
+def _idle_cores(seconds: float = 0.25) -> int:
+    """Cores that nobody used during the last ``seconds``, at least one; all where the system does not tell.
+
+    llama.cpp's threads meet hundreds of times for each token, and when one of them waits for a busy core, all do: with
+    a thread on each of two cores, one busy neighbour made a token a hundred times slower.
+    """
+    cores = os.cpu_count() or 1
+    stat = Path("/proc/stat")
+    if not stat.exists():
+        return cores
+
+    def idle() -> float:
+        first = stat.read_text(encoding="ascii").split("\n", 1)[0].split()
+        return (int(first[4]) + int(first[5])) / os.sysconf("SC_CLK_TCK")
+
+    before, began = idle(), time.monotonic()
+    time.sleep(seconds)
+    found = (idle() - before) / (time.monotonic() - began)
+    return max(1, min(cores, round(found)))
 
 
 @cache

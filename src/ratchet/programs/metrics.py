@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import dataclasses
 import difflib
 import enum
 import inspect
@@ -12,6 +13,7 @@ import math
 import re
 import string
 import threading
+import time
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Coroutine, Mapping, Sequence
@@ -25,6 +27,7 @@ import numpy as np
 
 from ratchet.core.errors import BadMetric, BadRequest, RatchetError, UnknownName
 from ratchet.core.problem import Example, Fields, canonical
+from ratchet.programs.loop import WouldBlockError
 from ratchet.programs.targets import load_attribute
 
 
@@ -40,6 +43,35 @@ class MetricResult:
     feedback: str = ""
 
 
+class _Habit:
+    """Whether a metric that may block does: it runs in threads until it was quick, and again once it was slow.
+
+    A thread costs more than most metrics do.
+    """
+
+    TRIALS, QUICK, SLOW = 5, 0.0005, 0.005
+    """Calls in a thread of which one must be quick; seconds of a quick call; seconds of one that held up all others."""
+
+    def __init__(self) -> None:
+        self._seconds: list[float] = []
+        self.blocks = False
+
+    @property
+    def is_quick(self) -> bool:
+        return not self.blocks and len(self._seconds) >= self.TRIALS and min(self._seconds) < self.QUICK
+
+    def timed(self, call: Callable[[], Any]) -> Any:
+        began = time.perf_counter()
+        try:
+            return call()
+        finally:
+            seconds = time.perf_counter() - began
+            if not self.is_quick:
+                self._seconds.append(seconds)
+            elif seconds > self.SLOW:
+                self.blocks = True
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Metric:
     """A metric that can be called as DSPy calls one.
@@ -48,13 +80,15 @@ class Metric:
         name: As it was asked for.
         fields: The label fields it compares; empty when that is the metric's own business.
         function: ``(example, prediction, trace, pred_name, pred_trace)`` -> whatever a metric may return.
-        in_thread: Whether ``function`` may block (a user's code, an LM call), so that it must not run on an event loop.
+        in_thread: Whether ``function`` may block (a user's code, an LM call), so that it must not run on an event loop
+            until it has shown that it does not.
     """
 
     name: str
     fields: tuple[str, ...] = ()
     function: Callable[..., Any]
     in_thread: bool = False
+    _habit: _Habit = dataclasses.field(default_factory=lambda: _Habit(), compare=False, repr=False)
 
     def __call__(
         self, example: Any, prediction: Any, trace: Any = None, pred_name: Any = None, pred_trace: Any = None
@@ -75,20 +109,27 @@ def score(metric: Metric, example: Example, prediction: dspy.Prediction, *, trac
         MetricFailed: the metric raised, or returned something that is no finite number of 0 or more.
     """
     returned = _call(metric, example, prediction, trace)
-    if inspect.isawaitable(returned):
-        returned = _wait_for(_awaited(metric, returned))
-    return _result(metric, returned)
+    return _result(metric, _finished(metric, returned))
 
 
 async def ascore(metric: Metric, example: Example, prediction: dspy.Prediction, *, trace: Any = None) -> MetricResult:
     """``score`` for an event loop: an async metric is awaited, one that may block runs in a thread."""
-    if metric.in_thread:
-        returned = await asyncio.to_thread(_call, metric, example, prediction, trace)
-    else:
-        returned = _call(metric, example, prediction, trace)
-    if inspect.isawaitable(returned):
-        returned = await _awaited(metric, returned)
+    call, habit = partial(_call, metric, example, prediction, trace), metric._habit
+    try:
+        if metric.in_thread and not habit.is_quick:
+            returned = await asyncio.to_thread(habit.timed, call)
+        else:
+            returned = habit.timed(call)
+        if inspect.isawaitable(returned):
+            returned = await _awaited(metric, returned)
+    except WouldBlockError:
+        habit.blocks = True
+        returned = await asyncio.to_thread(lambda: _finished(metric, call()))
     return _result(metric, returned)
+
+
+def _finished(metric: Metric, returned: Any) -> Any:
+    return _wait_for(_awaited(metric, returned)) if inspect.isawaitable(returned) else returned
 
 
 def dspy_example(example: Example) -> dspy.Example:

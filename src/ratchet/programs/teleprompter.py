@@ -17,7 +17,9 @@ from dspy.utils.callback import BaseCallback
 from ratchet.core.errors import BrokenOptimizer, BudgetSpent, RatchetError
 from ratchet.core.problem import Candidate, Example, Problem, content_hash
 from ratchet.programs.dspy_program import DspyProgram, plain, state_of
-from ratchet.programs.gateway import Gateway, GatewayLM, Halt, Visit
+from ratchet.programs.gateway import Gateway, Visit
+from ratchet.programs.gateway_lm import GatewayLM
+from ratchet.programs.ledger import Halt
 from ratchet.programs.metrics import MetricFailed, dspy_example, score
 
 _ran: ContextVar[Candidate | None] = ContextVar("ratchet_ran", default=None)

@@ -29,6 +29,7 @@ class MemoryJournal:
     """The replies of one optimization."""
 
     requests: dict[str, _Request] = field(default_factory=dict)
+    shared: dict[str, Reply] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
 
     def find(self, key: str) -> Reply | None:
@@ -43,9 +44,24 @@ class MemoryJournal:
             request.sends += 1
             request.usd += usd
 
-    def record(self, reply: Reply) -> None:
+    def record(self, reply: Reply, *, shared: str | None = None) -> None:
         """Keep a reply; its reservation is settled."""
         self.requests[reply.key].reply = reply
+        if shared is not None:
+            self.shared[shared] = reply
+
+    def borrow(self, shared: str, key: str, *, stage: str) -> Reply | None:
+        """A reply that another optimization shared, kept here as ``key`` from now on."""
+        found = self.shared.get(shared)
+        if found is None:
+            return None
+        reply = replace(found, key=key, stage=stage)
+        with self._lock:
+            self.requests.setdefault(key, _Request(reply.role, stage)).reply = reply
+        return reply
+
+    async def durable(self) -> None:
+        """Nothing here survives a crash, and nothing is late."""
 
     def stages(self) -> dict[str, str]:
         """Keys of all recorded replies, and the stage that asked first."""
@@ -56,13 +72,15 @@ class MemoryJournal:
         """Totals over everything noted so far."""
         with self._lock:
             requests = list(self.requests.values())
-        got = [request.reply for request in requests if request.reply is not None]
+        recorded = [request for request in requests if request.reply is not None]
+        got = [request.reply for request in recorded if request.reply is not None and request.sends]
         by_stage: dict[str, int] = {}
         for request in requests:
             by_stage[request.stage] = by_stage.get(request.stage, 0) + request.sends
         return Sent(
             calls=sum(by_stage.values()),
-            recorded=len(got),
+            recorded=len(recorded),
+            borrowed=len(recorded) - len(got),
             prompt_tokens=sum(reply.prompt_tokens for reply in got),
             completion_tokens=sum(reply.completion_tokens for reply in got),
             usd=sum(reply.cost_usd or 0.0 for reply in got),
@@ -127,6 +145,9 @@ class MemoryNotebook:
         with self._lock:
             if self.optimization is not None:
                 self.optimization = replace(self.optimization, seconds=self.optimization.seconds + seconds)
+
+    def flush(self) -> None:
+        """Nothing here is late."""
 
     def set_status(self, status: str, *, error: str = "", result: Mapping[str, Any] | None = None) -> None:
         """Move it to another status."""

@@ -2,24 +2,36 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import orjson
 import sqlalchemy as sa
 from filelock import FileLock, Timeout
 from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.sql.compiler import SQLCompiler
 
 from ratchet.core.errors import BadRequest, StorageUnavailable, UnknownName
 from ratchet.core.evaluation import Evaluation, Failure, Step, Usage
 from ratchet.core.problem import Candidate, Example
 from ratchet.engine.archive import Event, Optimization
 from ratchet.programs.journal import Reply, Role, Sent
+from ratchet.storage.pen import Pen
+
+ROWS_AT_ONCE = 50
+"""Rows of one INSERT."""
+
+SHARED_AT_HAND = 4096
+"""Shared replies that are kept in memory, the newest."""
 
 metadata = sa.MetaData()
 
@@ -28,6 +40,10 @@ _UNSTORABLE = re.compile("[\ud800-\udfff]")
 
 def _text(value: object) -> str:
     """``value`` as JSON that every database stores: what UTF-8 cannot carry is escaped, all else stays readable."""
+    with suppress(TypeError):  # orjson takes no surrogates, large integers, keys that are no text, nor other objects
+        quick = orjson.dumps(value)
+        if b"null" not in quick:  # it may have been NaN
+            return quick.decode()
     text = json.dumps(value, ensure_ascii=False, default=str)
     return _UNSTORABLE.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
@@ -118,6 +134,7 @@ replies = sa.Table(
     sa.Column("completion_tokens", sa.Integer, nullable=False, default=0),
     sa.Column("cost_usd", sa.Float),
     sa.Column("latency_ms", sa.Float, nullable=False, default=0.0),
+    sa.Column("shared", sa.String(16), index=True),
 )
 events = sa.Table(
     "events",
@@ -152,8 +169,39 @@ class SqlArchive:
         self._engine = sa.create_engine(self._url)
         if self._url.get_backend_name() == "sqlite":
             sa.event.listen(self._engine, "connect", _tune_sqlite)
-        with self._writing() as connection:
+        with self._alone(), self._writing() as connection:
             metadata.create_all(connection)
+            _add_columns(connection)
+        self._statements = _Statements(
+            postgresql.insert if self._url.get_backend_name() == "postgresql" else sqlite.insert
+        )
+        self._many: dict[int, _ManyRows] = {}
+        self.pen = Pen(self._transact)
+        self._shared: OrderedDict[str, Reply] = OrderedDict()
+
+    def _alone(self) -> AbstractContextManager[Any]:
+        """Keeps other processes from making the same tables at the same time."""
+        return nullcontext() if self.folder is None else FileLock(self.folder / "tables.lock")
+
+    def _transact(self, parts: Sequence[tuple[sa.Executable, list[Mapping[str, Any]]]]) -> None:
+        with self._writing() as connection:
+            for statement, rows in parts:
+                if isinstance(statement, sqlite.Insert):
+                    self._insert_many(connection, statement, rows)
+                else:
+                    connection.execute(statement, rows)
+
+    def _insert_many(self, connection: sa.Connection, statement: sqlite.Insert, rows: list[Mapping[str, Any]]) -> None:
+        """Insert ``rows`` with one statement for many of them.
+
+        Python's SQLite driver lets go of the interpreter for each statement; beside a busy event loop, getting it back
+        costs many times what the row does.
+        """
+        many = self._many.get(id(statement))
+        if many is None:
+            many = self._many[id(statement)] = _ManyRows(statement, list(rows[0]), connection.dialect)
+        for start in range(0, len(rows), ROWS_AT_ONCE):
+            connection.exec_driver_sql(*many.sql(rows[start : start + ROWS_AT_ONCE]))
 
     @contextmanager
     def _writing(self) -> Iterator[sa.Connection]:
@@ -165,16 +213,30 @@ class SqlArchive:
                 raise  # our mistake, not the database's
             raise StorageUnavailable(f"the database {self._url.render_as_string()} refused: {error.orig}") from error
 
-    def _insert(self, table: sa.Table) -> sqlite.Insert | postgresql.Insert:
-        return postgresql.insert(table) if self._engine.dialect.name == "postgresql" else sqlite.insert(table)
-
-    def _insert_new(self, connection: sa.Connection, table: sa.Table, values: Mapping[str, Any]) -> None:
-        """Insert a row; one whose key is already there stays as it is."""
-        connection.execute(self._insert(table).values(**values).on_conflict_do_nothing())
-
     def close(self) -> None:
-        """Give back the connections."""
+        """Write what is waiting, and give back the connections."""
+        self.pen.close()
         self._engine.dispose()
+
+    def share(self, name: str, reply: Reply) -> None:
+        """Have ``reply`` at hand for other optimizations of this process, before it is safe and some time after."""
+        self._shared[name] = reply
+        if len(self._shared) > SHARED_AT_HAND:
+            self._shared.popitem(last=False)
+
+    def shared_reply(self, name: str) -> Reply | None:
+        """A reply that was shared as ``name``."""
+        if name in self._shared:
+            return self._shared[name]
+        with self._writing() as connection:
+            row = connection.execute(self._statements.shared, {"name": name}).mappings().first()
+        return None if row is None else _reply(row)
+
+    @contextmanager
+    def _reading(self) -> Iterator[sa.Connection]:
+        self.pen.flush()
+        with self._writing() as connection:
+            yield connection
 
     def start(self, optimization: Optimization) -> SqlNotebook:
         """Begin a new optimization."""
@@ -202,7 +264,7 @@ class SqlArchive:
         query = optimizations.select().where(
             sa.func.substr(optimizations.c.id, 1, len(optimization_id)) == optimization_id
         )
-        with self._writing() as connection:
+        with self._reading() as connection:
             rows = connection.execute(query.order_by(sa.func.length(optimizations.c.id)).limit(2)).mappings().all()
         if rows and rows[0]["id"] == optimization_id:
             return _optimization(rows[0])
@@ -214,8 +276,59 @@ class SqlArchive:
     def list(self, *, limit: int = 50) -> list[Optimization]:
         """The newest first."""
         query = optimizations.select().order_by(optimizations.c.created_at.desc()).limit(limit)
-        with self._writing() as connection:
+        with self._reading() as connection:
             return [_optimization(row) for row in connection.execute(query).mappings()]
+
+
+class _ManyRows:
+    """An INSERT of one row as an INSERT of many."""
+
+    def __init__(self, statement: sqlite.Insert, columns: list[str], dialect: sa.Dialect) -> None:
+        compiled = statement.compile(dialect=dialect, column_keys=columns)
+        assert isinstance(compiled, SQLCompiler)
+        self._columns = list(compiled.positiontup or ())
+        assert set(self._columns) == set(columns), "every value stands in VALUES"
+        processors = compiled._bind_processors
+        self._processors = [processors.get(name) for name in self._columns]
+        self._group = f"({', '.join('?' * len(columns))})"
+        self._before, found, self._after = compiled.string.partition(self._group)
+        assert found, compiled.string
+
+    def sql(self, rows: Sequence[Mapping[str, Any]]) -> tuple[str, tuple[Any, ...]]:
+        """The statement for ``rows``, and its values."""
+        groups = ", ".join([self._group] * len(rows))
+        values: list[Any] = []
+        for row in rows:
+            for name, process in zip(self._columns, self._processors, strict=True):
+                values.append(row[name] if process is None else process(row[name]))  # type: ignore[operator]
+        return f"{self._before}{groups}{self._after}", tuple(values)
+
+
+class _Statements:
+    """What is written often, in the words of one database."""
+
+    def __init__(self, insert: Callable[[sa.Table], sqlite.Insert | postgresql.Insert]) -> None:
+        first = insert(replies)
+        again = {
+            "sends": replies.c.sends + first.excluded.sends,
+            "usd_reserved": replies.c.usd_reserved + first.excluded.usd_reserved,
+        }
+        self.reserve = first.on_conflict_do_update(index_elements=["optimization_id", "key"], set_=again)
+        told = ("response", "prompt_tokens", "completion_tokens", "cost_usd", "latency_ms", "shared")
+        self.record = first.on_conflict_do_update(
+            index_elements=["optimization_id", "key"], set_={name: first.excluded[name] for name in told}
+        )
+        self.borrow = insert(replies).on_conflict_do_nothing()
+        self.shared = replies.select().where(replies.c.shared == sa.bindparam("name")).limit(1)
+        self.example = insert(examples).on_conflict_do_nothing()
+        self.candidate = insert(candidates).on_conflict_do_nothing()
+        self.evaluation = insert(evaluations).on_conflict_do_nothing()
+        self.event = insert(events)
+        self.seconds = (
+            optimizations.update()
+            .where(optimizations.c.id == sa.bindparam("of"))
+            .values(seconds=optimizations.c.seconds + sa.bindparam("more"))
+        )
 
 
 class SqlJournal:
@@ -224,70 +337,107 @@ class SqlJournal:
     def __init__(self, archive: SqlArchive, optimization_id: str) -> None:
         self._archive = archive
         self._id = optimization_id
-
-    def _this(self, key: str) -> sa.ColumnElement[bool]:
-        return sa.and_(replies.c.optimization_id == self._id, replies.c.key == key)
+        self._late: tuple[Future[None], asyncio.Future[None]] | None = None
+        self._unsafe: dict[str, tuple[Reply, Future[None]]] = {}
 
     def find(self, key: str) -> Reply | None:
         """The recorded reply, if there is one."""
+        if key in self._unsafe:
+            return self._unsafe[key][0]
+        this = sa.and_(replies.c.optimization_id == self._id, replies.c.key == key)
         with self._archive._writing() as connection:
-            row = connection.execute(replies.select().where(self._this(key))).mappings().first()
+            row = connection.execute(replies.select().where(this)).mappings().first()
         if row is None or row["response"] is None:
             return None
-        return Reply(
-            key=key,
-            role=row["role"],
-            stage=row["stage"],
-            response=json.loads(row["response"]),
-            prompt_tokens=row["prompt_tokens"],
-            completion_tokens=row["completion_tokens"],
-            cost_usd=row["cost_usd"],
-            latency_ms=row["latency_ms"],
-        )
+        return _reply(row)
 
     def reserve(self, key: str, *, role: Role, stage: str, usd: float) -> None:
         """Note that a request is about to be sent; called again for each retry."""
-        first = self._archive._insert(replies).values(
-            optimization_id=self._id, key=key, role=role, stage=stage, sends=1, usd_reserved=usd
-        )
-        again = {"sends": replies.c.sends + 1, "usd_reserved": replies.c.usd_reserved + usd}
-        with self._archive._writing() as connection:
-            connection.execute(first.on_conflict_do_update(index_elements=["optimization_id", "key"], set_=again))
+        values = {
+            "optimization_id": self._id,
+            "key": key,
+            "role": role,
+            "stage": stage,
+            "sends": 1,
+            "usd_reserved": usd,
+            "prompt_tokens": 0,
+            "completion_tokens": 0,
+            "latency_ms": 0.0,
+        }
+        self._archive.pen.write(self._id, self._archive._statements.reserve, values)
 
-    def record(self, reply: Reply) -> None:
+    def record(self, reply: Reply, *, shared: str | None = None) -> None:
         """Keep a reply; its reservation is settled."""
-        values = asdict(reply)
-        values["response"] = _text(values["response"])
-        for name in ("key", "role", "stage"):
-            del values[name]
-        with self._archive._writing() as connection:
-            connection.execute(replies.update().where(self._this(reply.key)).values(**values))
+        values = {"optimization_id": self._id, "sends": 0, "usd_reserved": 0.0, "shared": shared, **_columns(reply)}
+        if shared is not None:
+            self._archive.share(shared, reply)
+        self._archive.pen.write(self._id, self._archive._statements.record, values)
+        self._remember(reply)
+
+    def borrow(self, shared: str, key: str, *, stage: str) -> Reply | None:
+        """A reply that another optimization shared, kept here as ``key`` from now on."""
+        found = self._archive.shared_reply(shared)
+        if found is None:
+            return None
+        reply = replace(found, key=key, stage=stage)
+        values = {"optimization_id": self._id, "sends": 0, "usd_reserved": 0.0, "shared": None, **_columns(reply)}
+        self._archive.pen.write(self._id, self._archive._statements.borrow, values)
+        self._remember(reply)
+        return reply
+
+    def _remember(self, reply: Reply) -> None:
+        """Have ``reply`` at hand until it is safe."""
+        self._unsafe[reply.key] = (reply, self._archive.pen.settled(self._id))
+        while self._unsafe and next(iter(self._unsafe.values()))[1].done():
+            del self._unsafe[next(iter(self._unsafe))]
+
+    async def durable(self) -> None:
+        """Wait until everything noted so far would survive a crash."""
+        safe = self._archive.pen.settled(self._id)
+        if safe.done():
+            return safe.result()
+        loop = asyncio.get_running_loop()
+        if self._late is None or self._late[0] is not safe or self._late[1].get_loop() is not loop:
+            # One wake-up of the loop for all who wait for the same transaction.
+            self._late = (safe, asyncio.wrap_future(safe, loop=loop))
+        await asyncio.shield(self._late[1])
+        return None
 
     def stages(self) -> dict[str, str]:
         """Keys of all recorded replies, and the stage that asked first."""
         query = sa.select(replies.c.key, replies.c.stage)
         query = query.where(replies.c.optimization_id == self._id, replies.c.response.is_not(None))
-        with self._archive._writing() as connection:
+        with self._archive._reading() as connection:
             return {row.key: row.stage for row in connection.execute(query)}
 
     def sent(self) -> Sent:
         """Totals over everything noted so far."""
-        recorded = replies.c.response.is_not(None)
+        recorded, paid = replies.c.response.is_not(None), replies.c.sends > 0
         query = sa.select(
             replies.c.stage,
             sa.func.sum(replies.c.sends).label("calls"),
             sa.func.sum(sa.case((recorded, 1), else_=0)).label("recorded"),
-            sa.func.sum(replies.c.prompt_tokens).label("prompt_tokens"),
-            sa.func.sum(replies.c.completion_tokens).label("completion_tokens"),
-            sa.func.sum(sa.func.coalesce(replies.c.cost_usd, 0.0)).label("usd"),
+            sa.func.sum(sa.case((sa.and_(recorded, ~paid), 1), else_=0)).label("borrowed"),
+            sa.func.sum(sa.case((paid, replies.c.prompt_tokens), else_=0)).label("prompt_tokens"),
+            sa.func.sum(sa.case((paid, replies.c.completion_tokens), else_=0)).label("completion_tokens"),
+            sa.func.sum(sa.case((paid, sa.func.coalesce(replies.c.cost_usd, 0.0)), else_=0.0)).label("usd"),
             sa.func.sum(sa.case((recorded, 0.0), else_=replies.c.usd_reserved)).label("usd_lost"),
-            sa.func.sum(sa.case((sa.and_(recorded, replies.c.cost_usd.is_(None)), 1), else_=0)).label("unpriced"),
+            sa.func.sum(sa.case((sa.and_(recorded, paid, replies.c.cost_usd.is_(None)), 1), else_=0)).label("unpriced"),
         ).where(replies.c.optimization_id == self._id)
-        with self._archive._writing() as connection:
+        with self._archive._reading() as connection:
             rows = connection.execute(query.group_by(replies.c.stage)).mappings().all()
         totals = {
             name: sum(row[name] for row in rows)
-            for name in ("calls", "recorded", "prompt_tokens", "completion_tokens", "usd", "usd_lost", "unpriced")
+            for name in (
+                "calls",
+                "recorded",
+                "borrowed",
+                "prompt_tokens",
+                "completion_tokens",
+                "usd",
+                "usd_lost",
+                "unpriced",
+            )
         }
         return Sent(**totals, by_stage={row["stage"]: row["calls"] for row in rows})
 
@@ -324,7 +474,7 @@ class SqlNotebook:
     def keep_examples(self, splits: Mapping[str, Sequence[Example]]) -> None:
         """Keep the data as it was split; a second call changes nothing."""
         there = sa.select(examples.c.position).where(examples.c.optimization_id == self._id).limit(1)
-        with self._archive._writing() as connection:
+        with self._archive._reading() as connection:
             if connection.execute(there).first() is not None:
                 return
             for split, rows in splits.items():
@@ -336,13 +486,13 @@ class SqlNotebook:
                         "inputs": _text(dict(example.inputs)),
                         "labels": _text(dict(example.labels)),
                     }
-                    self._archive._insert_new(connection, examples, values)
+                    connection.execute(self._archive._statements.example, values)
 
     def examples(self) -> dict[str, tuple[Example, ...]]:
         """The splits that were kept, in order."""
         query = examples.select().where(examples.c.optimization_id == self._id).order_by(examples.c.position)
         splits: dict[str, list[Example]] = {}
-        with self._archive._writing() as connection:
+        with self._archive._reading() as connection:
             for row in connection.execute(query).mappings():
                 example = Example(inputs=json.loads(row["inputs"]), labels=json.loads(row["labels"]))
                 splits.setdefault(row["split"], []).append(example)
@@ -358,13 +508,12 @@ class SqlNotebook:
             "origin": candidate.origin,
             "stage": stage,
         }
-        with self._archive._writing() as connection:
-            self._archive._insert_new(connection, candidates, values)
+        self._archive.pen.write(self._id, self._archive._statements.candidate, values)
 
     def candidates(self) -> list[tuple[Candidate, str]]:
         """Candidates and the stage that made them, in the order they were first seen."""
         query = candidates.select().where(candidates.c.optimization_id == self._id).order_by(candidates.c.number)
-        with self._archive._writing() as connection:
+        with self._archive._reading() as connection:
             return [
                 (
                     Candidate.from_state(
@@ -389,18 +538,21 @@ class SqlNotebook:
             "failure_message": failure and failure.message,
             "feedback": evaluation.feedback,
             "prediction": None if evaluation.prediction is None else _text(dict(evaluation.prediction)),
-            "trace": _text([asdict(step) for step in evaluation.trace]),
+            "trace": _text([_step(step) for step in evaluation.trace]),
             "replies": _text(list(evaluation.replies)),
-            **asdict(usage),
+            "calls": usage.calls,
+            "prompt_tokens": usage.prompt_tokens,
+            "completion_tokens": usage.completion_tokens,
+            "cost_usd": usage.cost_usd,
+            "latency_ms": usage.latency_ms,
         }
-        with self._archive._writing() as connection:
-            self._archive._insert_new(connection, evaluations, values)
+        self._archive.pen.write(self._id, self._archive._statements.evaluation, values)
 
     def evaluations(self) -> Iterable[tuple[Evaluation, str]]:
         """Evaluations and the stage that first asked for them, in the order they were kept."""
         known = {example.key: example for split in self.examples().values() for example in split}
         query = evaluations.select().where(evaluations.c.optimization_id == self._id).order_by(evaluations.c.number)
-        with self._archive._writing() as connection:
+        with self._archive._reading() as connection:
             for row in connection.execute(query).mappings():
                 yield _evaluation(row, known[row["example"]]), row["stage"]
 
@@ -412,13 +564,12 @@ class SqlNotebook:
             "kind": event.kind,
             "payload": _text(dict(event.payload)),
         }
-        with self._archive._writing() as connection:
-            connection.execute(events.insert().values(**values))
+        self._archive.pen.write(self._id, self._archive._statements.event, values)
 
     def events(self, *, after: int = 0) -> list[tuple[int, Event]]:
         """Numbered events, from 1."""
         query = events.select().where(events.c.optimization_id == self._id).order_by(events.c.number)
-        with self._archive._writing() as connection:
+        with self._archive._reading() as connection:
             rows = connection.execute(query).mappings().all()
         return [
             (number, Event(kind=row["kind"], payload=json.loads(row["payload"])))
@@ -428,15 +579,34 @@ class SqlNotebook:
 
     def add_seconds(self, seconds: float) -> None:
         """Add wall time spent on it."""
-        self._update(seconds=optimizations.c.seconds + seconds)
+        self._archive.pen.write(self._id, self._archive._statements.seconds, {"of": self._id, "more": seconds})
+
+    def flush(self) -> None:
+        """Wait until everything kept so far would survive a crash.
+
+        Raises:
+            StorageUnavailable: it cannot be kept.
+        """
+        self._archive.pen.flush(self._id)
 
     def set_status(self, status: str, *, error: str = "", result: Mapping[str, Any] | None = None) -> None:
         """Move it to another status."""
         self._update(status=status, error=error, result=None if result is None else _text(dict(result)))
 
     def _update(self, **values: Any) -> None:
+        self.flush()
         with self._archive._writing() as connection:
             connection.execute(optimizations.update().where(optimizations.c.id == self._id).values(**values))
+
+
+def _add_columns(connection: sa.Connection) -> None:
+    """Give a database of an earlier version the columns that came later; they may all be empty."""
+    for table in metadata.sorted_tables:
+        there = {column["name"] for column in sa.inspect(connection).get_columns(table.name)}
+        for column in table.columns:
+            if column.name not in there:
+                kind = column.type.compile(connection.dialect)
+                connection.execute(sa.text(f"ALTER TABLE {table.name} ADD COLUMN {column.name} {kind}"))
 
 
 def _tune_sqlite(connection: Any, _record: object) -> None:
@@ -457,6 +627,36 @@ def _optimization(row: sa.RowMapping) -> Optimization:
         error=row["error"],
         seconds=row["seconds"],
     )
+
+
+def _columns(reply: Reply) -> dict[str, Any]:
+    return {
+        "key": reply.key,
+        "role": reply.role,
+        "stage": reply.stage,
+        "response": _text(reply.response),
+        "prompt_tokens": reply.prompt_tokens,
+        "completion_tokens": reply.completion_tokens,
+        "cost_usd": reply.cost_usd,
+        "latency_ms": reply.latency_ms,
+    }
+
+
+def _reply(row: sa.RowMapping) -> Reply:
+    return Reply(
+        key=row["key"],
+        role=row["role"],
+        stage=row["stage"],
+        response=json.loads(row["response"]),
+        prompt_tokens=row["prompt_tokens"],
+        completion_tokens=row["completion_tokens"],
+        cost_usd=row["cost_usd"],
+        latency_ms=row["latency_ms"],
+    )
+
+
+def _step(step: Step) -> dict[str, Any]:
+    return {"predictor": step.predictor, "inputs": dict(step.inputs), "outputs": dict(step.outputs), "raw": step.raw}
 
 
 def _evaluation(row: sa.RowMapping, example: Example) -> Evaluation:

@@ -1,0 +1,94 @@
+"""The LM that programs and DSPy's optimizers see: it behaves as the user's own, and goes through the gateway."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import dspy
+from dspy.lm15 import Request, Response
+
+from ratchet.programs.gateway import Ask, Gateway
+from ratchet.programs.line import Line, LmCall, current_call
+from ratchet.programs.replies import response_of
+
+
+class _Door:
+    """The engine DSPy calls in a thread; what DSPy asks of an engine's capabilities is answered by the line."""
+
+    def __init__(self, gateway: Gateway, line: Line) -> None:
+        self.gateway = gateway
+        self.line = line
+
+    def __deepcopy__(self, memo: object) -> _Door:
+        return self
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("support"):
+            return getattr(self.line, name)
+        raise AttributeError(name)
+
+    def complete(self, request: Request) -> Response:
+        """The reply to ``request``."""
+        return response_of(self.gateway.fetch(self.line, Ask(self.line.key(request), request)))
+
+    def close(self) -> None:
+        """Nothing to close: connections belong to the line's own LM."""
+
+
+class _AsyncDoor:
+    """The engine DSPy awaits."""
+
+    def __init__(self, gateway: Gateway, line: Line) -> None:
+        self.gateway = gateway
+        self.line = line
+
+    def __deepcopy__(self, memo: object) -> _AsyncDoor:
+        return self
+
+    async def complete(self, request: Request) -> Response:
+        """The reply to ``request``."""
+        return response_of(await self.gateway.afetch(self.line, Ask(self.line.key(request), request)))
+
+    async def aclose(self) -> None:
+        """Nothing to close."""
+
+
+class GatewayLM(dspy.LM):  # type: ignore[misc]
+    """An LM as programs and DSPy's optimizers see it: it behaves as ``lm`` and goes through ``gateway``."""
+
+    def __init__(self, gateway: Gateway, lm: dspy.BaseLM, line: Line) -> None:
+        from dspy.clients.backend_selection import CLIENT_KEYS
+
+        kwargs = {name: value for name, value in lm.kwargs.items() if name not in CLIENT_KEYS}
+        if "max_completion_tokens" in kwargs:
+            kwargs["max_tokens"] = kwargs.pop("max_completion_tokens")
+        super().__init__(
+            lm.model,
+            model_type=getattr(lm, "model_type", "chat"),
+            cache=False,
+            num_retries=0,
+            engine=_Door(gateway, line),
+            async_engine=_AsyncDoor(gateway, line),
+            **kwargs,
+        )
+        self.gateway = gateway
+        self.line = line
+
+    def __deepcopy__(self, memo: object) -> GatewayLM:
+        return self
+
+    def __call__(self, prompt: Any = None, **kwargs: Any) -> Any:
+        """Call the LM, noting the rollout it was called with."""
+        token = current_call.set(LmCall(rollout={**self.kwargs, **kwargs}.get("rollout_id")))
+        try:
+            return super().__call__(prompt, **kwargs)
+        finally:
+            current_call.reset(token)
+
+    async def acall(self, prompt: Any = None, **kwargs: Any) -> Any:
+        """Await the LM, noting the rollout it was called with."""
+        token = current_call.set(LmCall(rollout={**self.kwargs, **kwargs}.get("rollout_id")))
+        try:
+            return await super().acall(prompt, **kwargs)
+        finally:
+            current_call.reset(token)

@@ -1,0 +1,135 @@
+"""The one event loop of the process, in a thread of its own: optimizations run on it, and every LM is waited for on it.
+
+One loop for all of them means one pool of connections, one line before each provider, and a gateway that needs no
+locks. Whoever comes from another thread or another loop waits for it with ``run`` or ``arun``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import threading
+from collections.abc import Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+THREADS = 512
+"""Programs and metrics that block, at once, over all optimizations; a thread that is not needed is not started."""
+
+STOPPING_SECONDS = 5.0
+"""How long work that was interrupted may take to end, and connections to be closed."""
+
+
+class WouldBlockError(BaseException):
+    """Code on the loop waits for an LM without ``await``, so that nothing else could go on; run it in a thread.
+
+    Not an ``Exception``, because programs catch those.
+    """
+
+
+_starting = threading.Lock()
+_loops: list[asyncio.AbstractEventLoop] = []
+
+
+def house_loop() -> asyncio.AbstractEventLoop:
+    """The loop; started when it is first asked for."""
+    if not _loops:
+        with _starting:
+            if not _loops:
+                loop = asyncio.new_event_loop()
+                loop.set_default_executor(ThreadPoolExecutor(THREADS, thread_name_prefix="ratchet-run"))
+                threading.Thread(target=_serve, args=(loop,), name="ratchet", daemon=True).start()
+                atexit.register(_close, loop)
+                _loops.append(loop)
+    return _loops[0]
+
+
+def at_exit(close: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    """Have ``close`` run on the loop before the process ends."""
+    _closing.append(close)
+
+
+_closing: list[Callable[[], Coroutine[Any, Any, None]]] = []
+
+
+def _close(loop: asyncio.AbstractEventLoop) -> None:
+    async def close() -> None:
+        for each in _closing:
+            await each()
+
+    with suppress(TimeoutError):
+        asyncio.run_coroutine_threadsafe(close(), loop).result(STOPPING_SECONDS)
+    loop.call_soon_threadsafe(loop.stop)
+
+
+def _serve(loop: asyncio.AbstractEventLoop) -> None:
+    asyncio.set_event_loop(loop)
+    loop.run_forever()
+
+
+def on_loop() -> bool:
+    """Whether the caller runs on the loop."""
+    try:
+        return asyncio.get_running_loop() is house_loop()
+    except RuntimeError:
+        return False
+
+
+def run(work: Coroutine[Any, Any, T]) -> T:
+    """Run ``work`` on the loop and wait for it, from a thread that is not the loop's.
+
+    When the waiting is interrupted (Ctrl-C) the work is cancelled, and has ``STOPPING_SECONDS`` to end.
+
+    Raises:
+        WouldBlockError: the caller is on the loop.
+    """
+    if on_loop():
+        work.close()
+        raise WouldBlockError
+    ended = threading.Event()
+
+    async def tracked() -> T:
+        try:
+            return await work
+        finally:
+            ended.set()
+
+    future = asyncio.run_coroutine_threadsafe(tracked(), house_loop())
+    try:
+        return future.result()
+    except BaseException:
+        if not future.done():
+            future.cancel()
+            ended.wait(STOPPING_SECONDS)
+        raise
+
+
+def wait_for(begin: Callable[[], asyncio.Future[T]]) -> T:
+    """Have ``begin`` called on the loop, and wait for the future it gives back; lighter than ``run``.
+
+    Raises:
+        WouldBlockError: the caller is on the loop.
+    """
+    if on_loop():
+        raise WouldBlockError
+    ended = threading.Lock()
+    ended.acquire()
+    futures: list[asyncio.Future[T]] = []
+
+    def start() -> None:
+        futures.append(begin())
+        futures[0].add_done_callback(lambda _: ended.release())
+
+    house_loop().call_soon_threadsafe(start)
+    ended.acquire()
+    return futures[0].result()
+
+
+async def arun(work: Coroutine[Any, Any, T]) -> T:
+    """Run ``work`` on the loop and await it, from any loop."""
+    if on_loop():
+        return await work
+    return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, house_loop()))

@@ -1,0 +1,161 @@
+"""Sends requests over shared connections, in the words that DSPy's own provider mapping gives them.
+
+DSPy maps a request to a provider's HTTP interface and the answer back; both are plain functions. What lies between, the
+connection, is ours: one pool of keep-alive connections for the whole process, and no thread to hand a request through.
+A provider, a setting or a request that this does not fit is left to DSPy.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
+
+import aiohttp
+import dspy
+from dspy import lm15
+from dspy._vendor.lm15.providers.async_base import AsyncBaseProviderLM, AsyncOpenAIChatLM
+from dspy._vendor.lm15.providers.base import HttpResponse, _client_side_stop
+from dspy.clients.engines.lm15_engine import AsyncLM15Engine
+from dspy.clients.errors import error_boundary
+from dspy.clients.execution import PreparedCall, _select_engine
+from dspy.lm15 import Request, Response
+from multidict import CIMultiDict
+
+from ratchet.programs.loop import at_exit
+
+KEEP_ALIVE_SECONDS = 30.0
+CONNECT_SECONDS = 20.0
+
+_PLAIN = (AsyncBaseProviderLM.complete, AsyncOpenAIChatLM.complete)
+"""Ways to complete a request that are: build, send, parse. Others stream, or ask more than once."""
+
+
+@dataclass(frozen=True, slots=True)
+class Letter:
+    """A request as it goes over the wire.
+
+    Attributes:
+        request: What it was built from, with the model's name at the provider.
+        target: DSPy's mapping for the provider.
+        adaptations: What the provider's interface made of it that differs from what was asked.
+    """
+
+    url: str
+    proxy: str | None
+    headers: CIMultiDict[str]
+    body: bytes
+    request: Request
+    target: AsyncBaseProviderLM
+    adaptations: Sequence[Any]
+
+
+class Wire:
+    """The HTTP interface of one LM.
+
+    Args:
+        engine: DSPy's own engine for the LM.
+        provider: Its name in errors and price tables.
+    """
+
+    def __init__(self, model: str, engine: AsyncLM15Engine, provider: str) -> None:
+        self.provider = provider
+        self._model = model
+        self._engine = engine
+
+    @classmethod
+    def of(cls, lm: dspy.BaseLM, request: Request) -> Wire | None:
+        """The wire of ``lm``, where DSPy would send ``request`` by itself over HTTP; call it on the event loop.
+
+        Raises:
+            LMError: the LM is not configured well enough to be asked.
+        """
+        if not isinstance(lm, dspy.LM) or not isinstance(lm.engine, str) or lm.model_type != "chat":
+            return None
+        call = PreparedCall(None, None, {}, {"model": lm.model}, request, False, 1, True)
+        with error_boundary(lm.model):
+            engine, _, provider = _select_engine(lm, call, True)
+            if not isinstance(engine, AsyncLM15Engine):
+                return None
+            target, _ = engine._target(request)
+        if getattr(type(target), "complete", None) not in _PLAIN or callable(target._inner.api_key):
+            return None
+        return cls(lm.model, engine, provider)
+
+    def letter(self, request: Request) -> Letter | None:
+        """``request`` as it would be sent, or None where that takes more than one exchange.
+
+        Raises:
+            LMError: the provider's interface cannot carry it.
+        """
+        with error_boundary(self._model, provider=self.provider):
+            target, routed = self._engine._target(request)
+            inner = target._inner
+            scores = getattr(inner, "_judgments_via_token_scoring", None)
+            if scores is not None and scores(inner._wire_request(routed)):
+                return None
+            try:
+                built, adaptations = inner._build(routed, stream=False, policy=target.adaptations)
+            except lm15.UnsupportedFeatureError:
+                return None  # DSPy may know another way
+            if _client_side_stop(adaptations):
+                return None
+        proxy = _proxy(urlsplit(built.url)._replace(path="", query="").geturl())
+        return Letter(built.url, proxy, CIMultiDict(built.headers), built.body, routed, target, adaptations)
+
+    async def exchange(self, letter: Letter, body: bytes, *, patience: float) -> Response:
+        """Send ``letter`` with ``body`` once, and read the answer.
+
+        Args:
+            patience: Seconds to wait for it.
+
+        Raises:
+            LMError: what came back is no answer, or nothing came back.
+        """
+        target = letter.target
+        with error_boundary(self._model, provider=self.provider, unexpected=True):
+            reply = await _post(letter, body, patience, self.provider)
+            if reply.status >= 400:
+                raise target._inner._http_error(reply)
+            parsed = target._inner.parse_response(letter.request, reply)
+            return target._inner._finish_response(letter.request, parsed, letter.adaptations, policy=target.adaptations)
+
+
+@cache
+def _session(loop: asyncio.AbstractEventLoop) -> aiohttp.ClientSession:
+    # The number of requests under way is limited where they are counted, not here.
+    connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEP_ALIVE_SECONDS)
+    session = aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar())
+    at_exit(session.close)
+    return session
+
+
+@cache
+def _proxy(address: str) -> str | None:
+    """The proxy that the environment names for an address (scheme and host), looked up once."""
+    parts = urlsplit(address)
+    return None if proxy_bypass(parts.hostname or "") else getproxies().get(parts.scheme)
+
+
+async def _post(letter: Letter, body: bytes, patience: float, provider: str) -> HttpResponse:
+    session = _session(asyncio.get_running_loop())
+    timeout = aiohttp.ClientTimeout(total=patience, sock_connect=CONNECT_SECONDS)
+    try:
+        sending = session.post(letter.url, data=body, headers=letter.headers, timeout=timeout, proxy=letter.proxy)
+        async with sending as reply:
+            return HttpResponse(
+                status=reply.status,
+                reason=reply.reason or "",
+                headers=list(reply.headers.items()),
+                body=await reply.read(),
+                http_version="HTTP/1.1",
+                provider=provider,
+            )
+    except TimeoutError as error:
+        raise lm15.TimeoutError(f"no answer in {patience:g} s") from error
+    except (aiohttp.ClientError, OSError) as error:
+        raise lm15.TransportError(str(error) or type(error).__name__) from error

@@ -286,8 +286,8 @@ class Run:
         self._began = self._banked = time.monotonic()
         self._spent_seconds = spent_seconds
         options, constraints = prepared.options, prepared.request.constraints
-        local = prepared.task is not None and prepared.task.local
-        concurrency = min(2, options.concurrency) if local else options.concurrency
+        slots = prepared.task.slots if prepared.task is not None else None
+        concurrency = options.concurrency if slots is None else min(slots, options.concurrency)
         patience = (
             {}
             if options.lm_timeout is None
@@ -334,7 +334,7 @@ class Run:
             gateway=self.gateway,
             task=self._lines.get("task"),
             task_lm=task.lm if task else None,
-            adapter=_adapter(options.adapter, local=local),
+            adapter=_adapter(options.adapter, local=prepared.task is not None and prepared.task.local),
             metric=metric,
         )
         self._concurrency = concurrency

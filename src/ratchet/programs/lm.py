@@ -50,12 +50,14 @@ class NamedLM:
         lm: The LM.
         name: The name it was asked for by.
         local: Whether it runs on this machine, without a price.
+        slots: Requests it can work on at once, where that is known.
         identity: What names the model in a certificate: the model string, or the hash of its file.
     """
 
     lm: dspy.BaseLM
     name: str
     local: bool = False
+    slots: int | None = None
     identity: str
 
     @property
@@ -118,7 +120,12 @@ _servers: dict[Path, Any] = {}
 _starting = threading.Lock()
 
 
-def _serve(path: Path, *, slots: int = 2, context: int = 4096) -> str:
+CORES_PER_SLOT = 4
+"""Fewer do not answer two requests sooner than one after the other, and one at a time finds its prompt's beginning, the
+instructions and demos it shares with the request before, already read."""
+
+
+def _serve(path: Path, *, slots: int, context: int = 4096) -> str:
     """Address of a llama.cpp server for a GGUF file, inside this process; started once per file."""
     try:
         import xllamacpp
@@ -140,13 +147,18 @@ def _serve(path: Path, *, slots: int = 2, context: int = 4096) -> str:
         return str(_servers[path].listening_address)
 
 
+def _cores() -> int:
+    """Cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def _idle_cores(seconds: float = 0.25) -> int:
     """Cores that nobody used during the last ``seconds``, at least one; all where the system does not tell.
 
     llama.cpp's threads meet hundreds of times for each token, and when one of them waits for a busy core, all do: with
     a thread on each of two cores, one busy neighbour made a token a hundred times slower.
     """
-    cores = os.cpu_count() or 1
+    cores = _cores()
     stat = Path("/proc/stat")
     if not stat.exists():
         return cores
@@ -173,15 +185,16 @@ def _local(name: str, models: Path, options: dict[str, Any]) -> NamedLM:
         path = pull(given or DEFAULT_LOCAL, models)
     if not path.is_file():
         raise UnknownName(f"the model file {path} is not there; give local:/path/to/model.gguf")
+    slots = max(1, _cores() // CORES_PER_SLOT)
     lm = dspy.LM(
         f"openai/{path.stem}",
-        api_base=f"{_serve(path.resolve())}/v1",
+        api_base=f"{_serve(path.resolve(), slots=slots)}/v1",
         api_key="none",
         cache=False,
         num_retries=0,
         **{"temperature": 0.0, "max_tokens": 512, **options},
     )
-    return NamedLM(lm=lm, name=name, local=True, identity=_identity(path.resolve()))
+    return NamedLM(lm=lm, name=name, local=True, slots=slots, identity=_identity(path.resolve()))
 
 
 def resolve_lm(

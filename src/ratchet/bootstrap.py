@@ -37,8 +37,8 @@ from ratchet.settings import Settings, quiet_libraries
 from ratchet.storage.memory import MemoryNotebook
 from ratchet.storage.sql import SqlArchive
 
-AUTO = ("miprov2", "gepa")
-"""What ``auto`` stands for until it can choose by what was measured."""
+AUTO = ("portfolio",)
+"""What ``auto`` stands for."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -435,6 +435,7 @@ class Run:
             concurrency=self._concurrency,
             emit=self._told,
             notes=splits.notes,
+            lm=self.prepared.task.name if self.prepared.task else "",
         )
 
     def spend(self) -> Spend:

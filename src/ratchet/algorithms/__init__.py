@@ -5,6 +5,7 @@ from __future__ import annotations
 from ratchet.algorithms.bootstrap import bootstrap
 from ratchet.algorithms.gepa import gepa
 from ratchet.algorithms.miprov2 import miprov2
+from ratchet.algorithms.portfolio import portfolio
 from ratchet.algorithms.random_search import random_search
 from ratchet.core.algorithm import Search
 
@@ -12,6 +13,7 @@ NATIVE: dict[str, Search] = {
     "bootstrap": bootstrap,
     "gepa": gepa,
     "miprov2": miprov2,
+    "portfolio": portfolio,
     "random_search": random_search,
 }
 """Every algorithm of Ratchet's own, by name."""

@@ -88,7 +88,14 @@ class Wait:
     among: tuple[int, ...] = ()
 
 
-Request: TypeAlias = Evaluate | Generate | Together | Start | Wait
+@dataclass(frozen=True, slots=True)
+class Tell:
+    """Say in the result, and to whoever watches, why the search does what it does; free, and the reply is None."""
+
+    text: str
+
+
+Request: TypeAlias = Evaluate | Generate | Together | Start | Wait | Tell
 Reply: TypeAlias = Any
 Algorithm: TypeAlias = Generator[Request, Reply, Sequence[Candidate]]
 """Yields requests, receives replies, returns its finalists, best first."""
@@ -151,6 +158,11 @@ def start(request: Evaluate | Generate | Together) -> Steps[int]:
 def wait(*among: int) -> Steps[tuple[int, Any]]:
     """Ticket and reply of what is done first among these tickets; of all that is under way when none are given."""
     return cast(tuple[int, Any], (yield Wait(among)))
+
+
+def tell(text: str) -> Steps[None]:
+    """Have ``text`` stand among the result's notes."""
+    yield Tell(text)
 
 
 @dataclass(slots=True)
@@ -231,6 +243,9 @@ class Parts(Generic[T]):
                     raise BrokenContract("a part waits, and it has nothing under way")
                 return
             try:
+                if isinstance(request, Tell):
+                    reply = yield request
+                    continue
                 if not isinstance(request, Start):
                     part.waits_for, part.bare = ((yield from start(request)),), True
                     return

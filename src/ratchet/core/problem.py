@@ -172,6 +172,8 @@ class Problem:
         budget: What the search may use.
         success_at: The score from which a run counts as a success.
         slots: Program runs that can be under way at once.
+        lm: Name of the LM that runs the program; empty when it is not known.
+        noise: Standard deviation of repeated scores of one example; None when it was not measured.
     """
 
     seed: Candidate
@@ -182,6 +184,8 @@ class Problem:
     description: str = ""
     success_at: float = 1.0
     slots: int = 8
+    lm: str = ""
+    noise: float | None = None
 
     def predictor(self, name: str) -> PredictorSpec:
         """The predictor called ``name``."""

@@ -85,6 +85,7 @@ class Job:
         concurrency: Rows under way at once.
         emit: Told of every event.
         notes: What the data's preparation had to say.
+        lm: Name of the task LM.
     """
 
     id: str
@@ -103,6 +104,7 @@ class Job:
     concurrency: int
     emit: Callable[[Event], None]
     notes: tuple[str, ...] = ()
+    lm: str = ""
 
 
 class Optimizer:
@@ -116,6 +118,7 @@ class Optimizer:
             ledger=job.ledger,
             notebook=job.notebook,
             on_evaluations=self._seen,
+            on_tell=self._told,
             concurrency=job.concurrency,
         )
         self.plan: Plan | None = None
@@ -139,6 +142,10 @@ class Optimizer:
             if known is not None and known.mean > self.best[1]:
                 self.best = (candidate, known.mean)
                 self._emit("best", candidate=candidate.key, mean=known.mean, n=len(known))
+
+    def _told(self, text: str) -> None:
+        self.notes.append(text)
+        self._emit("note", message=text)
 
     def _begin(self, stage: str, *, allowance: int | None = None) -> None:
         keep: dict[str, Any] = {}
@@ -298,6 +305,8 @@ class Optimizer:
             description=job.description,
             success_at=job.request.success_at,
             slots=job.concurrency,
+            lm=job.lm,
+            noise=self.preflight.noise if self.preflight else None,
         )
         rng = random.Random(f"{job.request.seed}/{name}")
         if opaque:

@@ -56,6 +56,8 @@ class Options:
         requests_per_minute, tokens_per_minute: What the provider grants; None for no limit.
         share_replies: Whether replies that are meant to be repeatable (temperature 0, or a seed) are shared between
             optimizations.
+        minimise: Whether what is of no use in the chosen prompts is left out at the end.
+        max_prompt_tokens: The longest prompt there may be; None for any.
         fields: Input field of the program -> column of the file.
     """
 
@@ -89,6 +91,8 @@ class Options:
     tokens_per_minute: float | None = None
     share_replies: bool = True
     force: bool = False
+    minimise: bool = True
+    max_prompt_tokens: int | None = None
     fields: tuple[tuple[str, str], ...] = ()
 
     def to_json(self) -> dict[str, Any]:
@@ -436,6 +440,8 @@ class Run:
             emit=self._told,
             notes=splits.notes,
             lm=self.prepared.task.name if self.prepared.task else "",
+            minimise=self.prepared.options.minimise,
+            max_prompt_tokens=self.prepared.options.max_prompt_tokens,
         )
 
     def spend(self) -> Spend:

@@ -109,6 +109,8 @@ def optimize(
     objective: flags.ObjectiveFlag = "quality:1",
     success_at: flags.SuccessAt = 1.0,
     seed: flags.Seed = 0,
+    no_minimise: flags.NoMinimise = False,
+    max_prompt_tokens: flags.MaxPromptTokens = None,
     force: flags.Force = False,
     out: Annotated[Path | None, flags.flag("out", "Folder for the files; RATCHET_HOME/runs/ID if left out.")] = None,
     json: flags.Json = False,
@@ -154,6 +156,8 @@ def optimize(
         tokens_per_minute=tpm,
         share_replies=not no_shared_replies,
         force=force,
+        minimise=not no_minimise,
+        max_prompt_tokens=max_prompt_tokens,
         fields=flags.fields(map),
     )
     work.optimize(options, out=out, as_json=json, settings=settings)

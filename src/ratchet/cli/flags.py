@@ -80,6 +80,12 @@ ObjectiveFlag = Annotated[
 ]
 SuccessAt = Annotated[float, flag("success-at", "Score from which a run succeeds.", panel=_SEARCH)]
 Seed = Annotated[int, flag("seed", "Same seed, same replies: same result.", panel=_SEARCH)]
+NoMinimise = Annotated[
+    bool, flag("no-minimise", "Keep sentences and demos that are of no use in the chosen prompts.", panel=_SEARCH)
+]
+MaxPromptTokens = Annotated[
+    int | None, flag("max-prompt-tokens", "The longest prompt there may be; demos are dropped.", min=1, panel=_SEARCH)
+]
 Force = Annotated[bool, flag("force", "Go on although the pre-flight advises against it.", panel=_SEARCH)]
 
 Json = Annotated[bool, flag("json", "Only JSON on standard output.")]

@@ -95,6 +95,15 @@ def test_a_copy_that_runs_over_several_sentences_is_removed_too() -> None:
     assert mended.predictors["sort"].instructions == "Be kind. Be brief."
 
 
+def test_a_lesson_keeps_no_value_of_an_example_that_is_not_a_label_of_many() -> None:
+    names = [example(f"Anna{number} Berg", "billing") for number in range(9)]
+    strict = Guard(names, program(), ngram=5, least_words=1)
+    mended = strict.unquoting(program("Name the queue. Anna3 Berg pays by billing. Else it is billing."))
+    assert mended is not None
+    assert mended.predictors["sort"].instructions == "Name the queue. Else it is billing."
+    assert strict.unquoting(program("Else it is billing.")) == program("Else it is billing.")
+
+
 def test_instructions_that_are_nothing_but_a_copy_cannot_be_mended() -> None:
     assert GUARD.cleaned(program(LONG)) is None
 

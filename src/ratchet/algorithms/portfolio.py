@@ -252,7 +252,9 @@ class Desk:
         self.stalls[name] = 0 if after > before else self.stalls.get(name, 0) + 1
         said = f"validation {before:.3f} to {after:.3f}" if after > before else f"validation stayed at {before:.3f}"
         if spent:
-            yield from tell(f"portfolio: {name} had {spent} runs, {said}")
+            yield from tell(
+                f"portfolio: {name} had {spent} runs, {said}", algorithm=name, runs=spent, gain=after - before
+            )
         return (after - before) / spent if spent else 0.0
 
     def carry_out(self, steps: Steps[Any], *, runs: int) -> Steps[Any]:

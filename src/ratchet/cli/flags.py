@@ -86,6 +86,13 @@ NoMinimise = Annotated[
 MaxPromptTokens = Annotated[
     int | None, flag("max-prompt-tokens", "The longest prompt there may be; demos are dropped.", min=1, panel=_SEARCH)
 ]
+NoWarmStart = Annotated[
+    bool, flag("no-warm-start", "Begin with nothing of what earlier optimizations taught.", panel=_SEARCH)
+]
+LessonsMayQuote = Annotated[
+    bool, flag("lessons-may-quote", "Let the lesson keep text of examples, and so demos.", panel=_SEARCH)
+]
+Tenant = Annotated[str, flag("tenant", "Whose lessons; nobody else sees them.", panel=_SEARCH)]
 Force = Annotated[bool, flag("force", "Go on although the pre-flight advises against it.", panel=_SEARCH)]
 
 Json = Annotated[bool, flag("json", "Only JSON on standard output.")]

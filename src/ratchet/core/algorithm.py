@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import random
 from collections import deque
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol, TypeAlias, TypeVar, cast
 
@@ -93,6 +93,7 @@ class Tell:
     """Say in the result, and to whoever watches, why the search does what it does; free, and the reply is None."""
 
     text: str
+    data: Mapping[str, Any] = field(default_factory=dict)
 
 
 Request: TypeAlias = Evaluate | Generate | Together | Start | Wait | Tell
@@ -160,9 +161,9 @@ def wait(*among: int) -> Steps[tuple[int, Any]]:
     return cast(tuple[int, Any], (yield Wait(among)))
 
 
-def tell(text: str) -> Steps[None]:
-    """Have ``text`` stand among the result's notes."""
-    yield Tell(text)
+def tell(text: str, **data: Any) -> Steps[None]:
+    """Have ``text`` stand among the result's notes; ``data`` says the same to programs."""
+    yield Tell(text, data)
 
 
 @dataclass(slots=True)

@@ -58,14 +58,19 @@ class Guard:
     Args:
         examples: What must not be copied.
         seed: The program as it was.
+        ngram: Words in a row that tell a copy.
+        least_words: Words from which a shorter value tells one, when all of it is there.
     """
 
-    def __init__(self, examples: Sequence[Example], seed: Candidate) -> None:
+    def __init__(
+        self, examples: Sequence[Example], seed: Candidate, *, ngram: int = NGRAM, least_words: int = LEAST_WORDS
+    ) -> None:
         self._examples = examples
+        self._ngram, self._least_words = ngram, least_words
         self._own = {
             run
             for state in seed.predictors.values()
-            for size in range(LEAST_WORDS, NGRAM + 1)
+            for size in range(least_words, ngram + 1)
             for run in _runs(words(state.instructions), size)
         }
         self._seen: dict[str, frozenset[Run]] = {}
@@ -74,17 +79,28 @@ class Guard:
         """The words in a row in ``text`` that were copied."""
         if text not in self._seen:
             tokens = words(text)
-            said = {run for size in range(LEAST_WORDS, NGRAM + 1) for run in _runs(tokens, size)} - self._own
+            said = {
+                run for size in range(self._least_words, self._ngram + 1) for run in _runs(tokens, size)
+            } - self._own
             held: Counter[Run] = Counter()
             for example in self._examples if said else ():
-                held.update({run for value in _texts(example.fields) for run in _telling(words(value)) if run in said})
+                held.update({run for value in _texts(example.fields) for run in self._telling(value) if run in said})
             common = max(3.0, COMMON_SHARE * len(self._examples))
             self._seen[text] = frozenset(run for run, count in held.items() if count < common)
         return self._seen[text]
 
+    def _telling(self, value: str) -> Iterator[Run]:
+        """What of a value tells that it was copied."""
+        tokens = words(value)
+        return _runs(tokens, min(self._ngram, len(tokens))) if len(tokens) >= self._least_words else iter(())
+
     def is_clean(self, candidate: Candidate) -> bool:
         """Whether nothing in the instructions of ``candidate`` was copied; its demos are examples by intent."""
         return not any(self.copied(state.instructions) for state in candidate.predictors.values())
+
+    def unquoting(self, candidate: Candidate) -> Candidate | None:
+        """``candidate`` without what copies; itself where nothing does, None where nothing else is left."""
+        return candidate if self.is_clean(candidate) else self.cleaned(candidate)
 
     def cleaned(self, candidate: Candidate) -> Candidate | None:
         """``candidate`` without the sentences that copy; None where what is left still copies, or nothing is left.
@@ -108,11 +124,6 @@ class Guard:
             return None
         child = candidate.with_predictors(changed, origin=f"hygiene: {removed} sentences copied from examples removed")
         return child if self.is_clean(child) else None
-
-
-def _telling(value: Sequence[str]) -> Iterator[Run]:
-    """What of a value tells that it was copied."""
-    return _runs(value, min(NGRAM, len(value))) if len(value) >= LEAST_WORDS else iter(())
 
 
 def _touched(whole: Sequence[str], copied: frozenset[Run]) -> set[int]:

@@ -10,9 +10,10 @@ from dataclasses import dataclass, replace
 from importlib import import_module
 from typing import Any, Protocol
 
-from ratchet.core.algorithm import Evaluate, Search, Together
+from ratchet.core.algorithm import Evaluate, Search, Tell, Together
 from ratchet.core.errors import BadMetric, BudgetSpent, UserError
 from ratchet.core.evaluation import Evaluations
+from ratchet.core.lesson import Bought, Progress
 from ratchet.core.problem import Budget, Candidate, Example, PredictorSpec, Problem
 from ratchet.core.request import Objective, OptimizationRequest
 from ratchet.core.result import Ancestor, Details, OptimizationResult, Performance, Spend, Status, performance
@@ -134,7 +135,8 @@ class Optimizer:
         self.made_by: dict[str, str] = {}
         self.notes = list(job.notes)
         self.spare = 0
-        self.key_improvements: tuple[str, ...] = ()
+        self.bought: tuple[Bought, ...] = ()
+        self.progress: list[Progress] = []
 
     # --- what is told while it runs --------------------------------------------------------------------------------
 
@@ -151,9 +153,14 @@ class Optimizer:
                 self.best = (candidate, known.mean)
                 self._emit("best", candidate=candidate.key, mean=known.mean, n=len(known))
 
-    def _told(self, text: str) -> None:
+    def _note(self, text: str) -> None:
         self.notes.append(text)
         self._emit("note", message=text)
+
+    def _told(self, told: Tell) -> None:
+        self._note(told.text)
+        if "algorithm" in told.data:
+            self.progress.append(Progress(**told.data))
 
     def _begin(self, stage: str, *, allowance: int | None = None) -> None:
         keep: dict[str, Any] = {}
@@ -276,9 +283,13 @@ class Optimizer:
             if self._perfect(start):
                 self.notes.append(f"{name} and what follows it was not run: nothing on validation is left to gain")
                 break
-            allowance = left // (len(names) - number)
+            allowance, told = left // (len(names) - number), len(self.progress)
+            before = self.best[1]
             used = await self._search_with(name, f"search {number + 1}: {name}", start, allowance, finalists)
             left -= used
+            if len(self.progress) == told:  # it did not tell by itself, as a portfolio does of its parts
+                runs, gain = round(used / self.plan.calls_per_run), max(0.0, self.best[1] - before)
+                self.progress.append(Progress(algorithm=name, runs=runs, gain=gain))
         self.spare = max(0, left) + kept
         await loading
         return finalists
@@ -395,7 +406,7 @@ class Optimizer:
             seed=self.job.seed,
             validation=self.validation,
             train=self.job.train,
-            note=self._told,
+            note=self._note,
             max_prompt_tokens=self.job.max_prompt_tokens,
         )
 
@@ -423,7 +434,7 @@ class Optimizer:
         if self.job.minimise:
             chosen = await polish.minimised(chosen)
         self.made_by.setdefault(chosen.key, maker or "")
-        self.key_improvements = await polish.bought(chosen)
+        self.bought = await polish.bought(chosen)
         return chosen
 
     async def _prove(self, chosen: Candidate) -> OptimizationResult:
@@ -503,7 +514,7 @@ class Optimizer:
             optimization_details=Details(
                 algorithm_used=self.made_by.get(winner.key) if winner else None,
                 iterations=len(stored),
-                key_improvements=self.key_improvements if winner else (),
+                key_improvements=tuple(str(each) for each in self.bought) if winner else (),
                 lineage=self._lineage(winner, stored) if winner else (),
                 preflight=self.preflight.to_json() if self.preflight else {},
                 notes=tuple(self.notes),

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from ratchet.core.algorithm import Evaluate
 from ratchet.core.errors import BudgetSpent
 from ratchet.core.evaluation import Evaluations
+from ratchet.core.lesson import Bought
 from ratchet.core.problem import Candidate, Example
 from ratchet.core.statistics import compare_paired
 from ratchet.engine.hygiene import (
@@ -178,21 +179,18 @@ class Polish:
         comparison = compare_paired(before.scores, after.scores, seed=0, confidence=0.9)
         return comparison.effect >= 0 and comparison.interval[0] > -MARGIN
 
-    async def bought(self, chosen: Candidate) -> tuple[str, ...]:
-        """What each edit bought on validation, by leaving it out; where that was not measured it is said."""
+    async def bought(self, chosen: Candidate) -> tuple[Bought, ...]:
+        """What each edit bought on validation, by leaving it out, where the stage pays for that."""
         after = self.runner.known(chosen, self.validation)
-        lines = []
+        found = []
         for edit in edits(self.seed, chosen):
             rows = None if after is None else await self.rows(edit.undone)
             if rows is None or after is None or len(rows) < 2:
-                lines.append(f"{edit.said}; what it bought was not measured")
+                found.append(Bought(edit=edit.said))
                 continue
             gain = compare_paired(rows.scores, after.scores, seed=0)
-            low, high = gain.interval
-            lines.append(
-                f"{edit.said}; it bought {gain.effect:+.3f} [{low:+.3f}, {high:+.3f}] on {gain.n} validation examples"
-            )
-        return tuple(lines)
+            found.append(Bought(edit=edit.said, gain=gain.effect, interval=gain.interval, n=gain.n))
+        return tuple(found)
 
 
 def _halves(parts: Sequence[Part]) -> list[Sequence[Part]]:

@@ -80,7 +80,7 @@ class Runner:
         ledger: Ledger,
         notebook: Notebook,
         on_evaluations: Callable[[Candidate, Evaluations], None] = lambda candidate, evaluations: None,
-        on_tell: Callable[[str], None] = lambda text: None,
+        on_tell: Callable[[Tell], None] = lambda told: None,
         concurrency: int = 8,
     ) -> None:
         self._program = program
@@ -201,8 +201,8 @@ class Runner:
         match request:
             case Start(work):
                 return self.start(work)
-            case Tell(text):
-                return self._on_tell(text)
+            case Tell():
+                return self._on_tell(request)
             case Wait(among):
                 ticket = await self._first(among or tuple(self._tickets))
                 return ticket, await self._hand_over(ticket)

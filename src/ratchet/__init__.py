@@ -16,11 +16,17 @@ from ratchet.core import errors
 
 if TYPE_CHECKING:
     from ratchet.core.result import OptimizationResult
+    from ratchet.family import optimize_family
     from ratchet.library import Outcome, optimize
 
-__all__ = ["OptimizationResult", "Outcome", "errors", "optimize"]
+__all__ = ["OptimizationResult", "Outcome", "errors", "optimize", "optimize_family"]
 
-_ROOMS = {"OptimizationResult": "ratchet.core.result", "Outcome": "ratchet.library", "optimize": "ratchet.library"}
+_ROOMS = {
+    "OptimizationResult": "ratchet.core.result",
+    "Outcome": "ratchet.library",
+    "optimize": "ratchet.library",
+    "optimize_family": "ratchet.family",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -52,8 +52,9 @@ def gepa(
     Several proposals are under way at once: run the parent on a minibatch and reflect, then run the child on the same
     minibatch. A child that beats its parent may be a parent at once, and the most promising are run on all of
     validation, while others are proposed; else parents are drawn from the front as it is known then. Runs are counted
-    before they are asked for; what was seen once is not asked for again. Replies are taken up in the order they were
-    asked for, so that the result depends on the seed and the replies alone and not on which of them was faster.
+    before they are asked for; what was seen once is not asked for again. Replies are taken up in the order in
+    which equally long runs would be done, so that the result depends on the seed and the replies alone and not on which
+    of them was faster.
 
     Args:
         problem: What to improve.
@@ -83,7 +84,7 @@ def gepa(
         shown=shown,
         temperature=temperature,
     )
-    under_way: Parts[None] = Parts(in_turn=True)
+    under_way: Parts[None] = Parts(slots=problem.slots)
     steps: Steps[None] | None = pool.validate(problem.seed)
     while not pool.solved:
         try:

@@ -13,8 +13,9 @@ from typing import Any, Protocol
 from ratchet.core.algorithm import Evaluate, Search, Together
 from ratchet.core.errors import BadMetric, BudgetSpent, UserError
 from ratchet.core.evaluation import Evaluations
+from ratchet.core.objectives import weighted_gain
 from ratchet.core.problem import Budget, Candidate, Example, PredictorSpec, Problem
-from ratchet.core.request import Objective, OptimizationRequest
+from ratchet.core.request import OptimizationRequest
 from ratchet.core.result import Ancestor, Details, OptimizationResult, Performance, Spend, Status, performance
 from ratchet.core.statistics import Comparison, compare_paired, relative_change
 from ratchet.engine.archive import Event, Notebook
@@ -298,6 +299,7 @@ class Optimizer:
             description=job.description,
             success_at=job.request.success_at,
             slots=job.concurrency,
+            objectives=job.request.weighted,
         )
         rng = random.Random(f"{job.request.seed}/{name}")
         if opaque:
@@ -481,26 +483,7 @@ def utility(evaluations: Evaluations, baseline: Evaluations, request: Optimizati
     Quality and success count their difference, cost and latency the share that is saved. An objective that was not
     measured (an unknown price) counts nothing.
     """
-    gain = 0.0
-    for objective in request.objectives:
-        gain += objective.weight * _gain(objective, evaluations, baseline, request.success_at)
-    return gain
-
-
-def _gain(objective: Objective, after: Evaluations, before: Evaluations, success_at: float) -> float:
-    match objective.metric:
-        case "quality_score":
-            return after.mean - before.mean
-        case "success_rate":
-            return after.success_rate(success_at) - before.success_rate(success_at)
-        case "cost":
-            return _saved(before.cost_usd, after.cost_usd)
-        case "latency":
-            return _saved(before.latency_ms, after.latency_ms)
-
-
-def _saved(before: float | None, after: float | None) -> float:
-    return (before - after) / before if before and after is not None else 0.0
+    return weighted_gain(evaluations, baseline, request.objectives, success_at=request.success_at)
 
 
 def _compare_costs(before: Evaluations, after: Evaluations, *, seed: int) -> Comparison | None:

@@ -20,22 +20,20 @@ from ratchet.algorithms.variation import FOUNDERS, Rates, Variation
 from ratchet.core.algorithm import Algorithm, Parts, Steps
 from ratchet.core.errors import BudgetSpent
 from ratchet.core.objectives import gains
-from ratchet.core.pareto import crowded_order, hypervolume, pareto_front
+from ratchet.core.pareto import crowded_order, pareto_front
 from ratchet.core.problem import Candidate, Example, Problem, canonical
 
 BIRTHS = 40
 """Children a search makes before a child is first run on more than ``FIRST_ROWS`` examples."""
 MOST_ROWS = 24
 """The most examples a child is first run on."""
-LEAST_MEMBERS = 6
+LEAST_MEMBERS = 8
 PROMOTED = 0.5
 """Runs that go into members that lead, as a share of those that go into children."""
 IDLE = 20
 """Births in a row that made nothing new after which there is nothing left to try."""
 PRIOR_ROWS = 5.0
 """A gain is averaged with this many imagined rows of no gain, so that a lucky child does not win."""
-STEP = 0.1
-"""How far below the worst the volume that a child adds begins, as a share of the range: so that the ends count."""
 
 
 def genetic(
@@ -52,7 +50,7 @@ def genetic(
     by demo, and the child is run on the first examples of validation. It joins the population, of which the worst
     leaves at once: there are no generations to wait for. Those that lead are run on twice as many examples, again and
     again up to all of them, so that in the end they are measured in full. Every gain is over the seed on the same
-    examples. Which operator is next is drawn by what each has gained so far. Replies are taken up in the order they
+    examples. Which operator is next is drawn by how high in the population its children came so far. Replies are taken up in the order they
     were asked for, so that the result depends on the seed and the replies alone.
 
     Args:
@@ -106,8 +104,8 @@ class Sizes:
         population: Members of the population.
         at_once: Births under way side by side.
 
-    >>> Sizes.of(400, validation=30, slots=8), Sizes.of(2000, validation=1, slots=64).population
-    (Sizes(block=7, population=9, at_once=3), 47)
+    >>> Sizes.of(400, validation=30, slots=8), Sizes.of(1200, validation=1, slots=64).population
+    (Sizes(block=7, population=8, at_once=3), 24)
     """
 
     block: int
@@ -122,7 +120,7 @@ class Sizes:
         births = spare // (block + 1)
         return cls(
             block=block,
-            population=population or max(LEAST_MEMBERS, round(1.5 * math.sqrt(births))),
+            population=population or max(LEAST_MEMBERS, round(math.sqrt(births))),
             # None can learn from those beside it: of all births no more side by side than one after another.
             at_once=min(2 + slots // block, max(1, round(math.sqrt(births)))),
         )
@@ -140,6 +138,7 @@ class Population:
         members: As NSGA-II prefers them, the best first.
         born: Everyone who was run, by key.
         rows: On how many examples each was run, by key.
+        measured: Gains by key and number of examples; what was run does not change.
         solved: Whether nothing is left to gain.
     """
 
@@ -150,6 +149,7 @@ class Population:
     members: list[Candidate] = field(default_factory=list)
     born: dict[str, Candidate] = field(default_factory=dict)
     rows: dict[str, int] = field(default_factory=dict)
+    measured: dict[tuple[str, int], tuple[float, ...]] = field(default_factory=dict)
     solved: bool = False
 
     def run(self, candidate: Candidate, rows: int) -> Steps[None]:
@@ -173,32 +173,22 @@ class Population:
 
     def gains(self, candidate: Candidate, *, rows: int | None = None) -> tuple[float, ...]:
         """Gain over the seed in each objective on the examples known, or ``rows`` of them; fewer shrink towards 0."""
-        examples = self.order[: self.rows[candidate.key] if rows is None else rows]
-        after, before = (self.runs.known(each, examples) for each in (candidate, self.problem.seed))
-        metrics = [objective.metric for objective in self.problem.objectives]
-        trust = len(examples) / (len(examples) + PRIOR_ROWS)
-        return tuple(trust * gain for gain in gains(after, before, metrics, success_at=self.problem.success_at))
+        n = self.rows[candidate.key] if rows is None else rows
+        if (candidate.key, n) not in self.measured:
+            after, before = (self.runs.known(each, self.order[:n]) for each in (candidate, self.problem.seed))
+            metrics = [objective.metric for objective in self.problem.objectives]
+            each = gains(after, before, metrics, success_at=self.problem.success_at)
+            self.measured[candidate.key, n] = tuple(n / (n + PRIOR_ROWS) * gain for gain in each)
+        return self.measured[candidate.key, n]
 
     def weighted(self, candidate: Candidate) -> float:
         """The gains in one number, by the weights that were asked for."""
         pairs = zip(self.problem.objectives, self.gains(candidate), strict=True)
         return sum(objective.weight * gain for objective, gain in pairs)
 
-    def added(self, child: Candidate) -> float:
-        """The volume that ``child`` adds to its parents', each objective scaled to its range over the population.
-
-        With one objective it is what the child scores more than the better of its parents, 0 at least.
-        """
-        rows = self.rows[child.key]
-        parents = [self.gains(self.born[key], rows=rows) for key in child.parents]
-        everyone = [self.gains(child, rows=rows), *parents, *(self.gains(member) for member in self.members)]
-        ends = [(min(values), max(values)) for values in zip(*everyone, strict=True)]
-        of_child, *of_parents = [
-            [(value - low) / (high - low) if high > low else 0.0 for value, (low, high) in zip(each, ends, strict=True)]
-            for each in everyone[: 1 + len(parents)]
-        ]
-        reference = [-STEP] * len(ends)
-        return hypervolume([of_child, *of_parents], reference) - hypervolume(of_parents, reference)
+    def standing(self, candidate: Candidate) -> float:
+        """How far up in the population ``candidate`` stands: 1 for the first, and 0 for who is not in it."""
+        return 1.0 - self.members.index(candidate) / self.size if candidate in self.members else 0.0
 
     def leading(self) -> list[Candidate]:
         """The member with the greatest weighted gain, and then those that NSGA-II prefers."""
@@ -266,7 +256,7 @@ class Breeding:
             self.in_flight.discard(candidate.key)
 
     def birth(self) -> Steps[None]:
-        """Make one child and run it; its operator is paid by what the child adds to its parents."""
+        """Make one child and run it; what it measures up to in the population is its operator's reward."""
         herd = self.herd
         founding = self.births < self.sizes.population
         founders = [each for each in FOUNDERS if each in self.variation.operators]
@@ -276,14 +266,14 @@ class Breeding:
         try:
             members = [herd.problem.seed] if founding else herd.members
             child = yield from self.variation.child(operator, members)
-            gain = 0.0
+            standing = 0.0
             self.idle += 1
             if child is not None and child.key not in self.tried:
                 self.idle = 0
                 self.tried.add(child.key)
                 self.bred += self.sizes.block
                 yield from herd.run(child, self.sizes.block)
-                gain = herd.added(child)
-            self.rates.reward(operator, gain)
+                standing = herd.standing(child)
+            self.rates.reward(operator, standing)
         finally:
             self.under_way -= 1

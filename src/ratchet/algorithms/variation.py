@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TypeAlias
 
-from ratchet.algorithms.demos import DemoSet, Pools, demo_sets, even
+from ratchet.algorithms.demos import DemoSet, Pools, demo_sets, even, even_demos
 from ratchet.algorithms.instruction import is_usable, job_prompt, read_instruction
 from ratchet.core.algorithm import Steps, generate
 from ratchet.core.problem import Candidate, Fields, PredictorSpec, Problem, canonical
@@ -28,7 +28,7 @@ STOCK = 12
 """Demo sets drawn at once."""
 LEAST_RATE = 0.05
 """The share of children that an operator makes at least."""
-LEARNING = 0.3
+LEARNING = 0.1
 """How much the last child counts for the rate of its operator."""
 
 WISHES = (
@@ -42,24 +42,22 @@ Instruct: TypeAlias = Callable[[PredictorSpec, Sequence[Candidate]], tuple[str, 
 
 
 class Rates:
-    """How often each operator makes a child: in proportion to what its children gained, and never too seldom.
+    """How often each operator makes a child: in proportion to what its children were worth, and never too seldom.
 
     >>> rates = Rates(["cross", "mutate"])
-    >>> rates.reward("cross", 0.2), rates.reward("mutate", 0.0)
-    (None, None)
+    >>> for _ in range(10):
+    ...     rates.reward("cross", 0.5)
+    ...     rates.reward("mutate", 0.0)
     >>> {name: round(rate, 2) for name, rate in rates.now().items()}
-    {'cross': 0.58, 'mutate': 0.42}
+    {'cross': 0.64, 'mutate': 0.36}
     """
 
     def __init__(self, operators: Sequence[str]) -> None:
         self._credit = dict.fromkeys(operators, 1.0)
-        self._most = 0.0
 
-    def reward(self, operator: str, gain: float) -> None:
-        """Tell what a child of ``operator`` gained; it counts as a share of the most that any child did."""
-        self._most = max(self._most, gain)
-        share = gain / self._most if self._most else 0.0
-        self._credit[operator] += LEARNING * (share - self._credit[operator])
+    def reward(self, operator: str, worth: float) -> None:
+        """Tell what a child of ``operator`` was worth, from 0 to 1."""
+        self._credit[operator] += LEARNING * (worth - self._credit[operator])
 
     def now(self) -> dict[str, float]:
         """The rates; they add up to 1."""
@@ -131,6 +129,12 @@ class Variation:
         if text is None or not is_usable(text):
             return None
         child = parents[0].with_instructions(spec.name, text, origin=f"genetic: {operator} of {spec.name}")
+        if len(parents) > 1 and self._rng.random() < 0.5:
+            demos = self._crossed(parents[:2])
+            child = child.with_predictors(
+                {name: replace(child.predictors[name], demos=shown) for name, shown in demos.items()},
+                origin=f"{child.origin} and of demos",
+            )
         return _of(child, parents)
 
     # --- who has children ---------------------------------------------------------------------------------------------
@@ -232,20 +236,31 @@ class Variation:
         return bool(self._stock)
 
     def _cross_demos(self, members: Sequence[Candidate]) -> Candidate | None:
-        """A class-balanced draw from the demos of two parents and a few from the pool, about as many as they have."""
+        """Instructions of one parent, and demos of both; see ``_crossed``."""
         parents = self._pick_apart(members, 2, lambda each: canonical(_demos(each)))
         if len(parents) < 2:
             return None
-        names = list(self._problem.seed.predictors)
-        sizes = sorted(max(len(each.predictors[name].demos) for name in names) for each in parents)
-        size = self._rng.randint(*sizes) + self._rng.choice((-1, 0, 0, 1))
-        size = min(self._max_demos, max(0, size))
-        union = {
-            name: _distinct([*(demo for each in parents for demo in each.predictors[name].demos), *self._fresh(name)])
-            for name in names
-        }
-        drawn = demo_sets(self._problem, Pools(labelled=union), rng=self._rng, count=1, max_demos=size) if size else []
-        return self._with_demos(parents, drawn[0] if drawn else dict.fromkeys(names, ()), "demos of two parents")
+        return self._with_demos(parents, self._crossed(parents), "demos of two parents")
+
+    def _crossed(self, parents: Sequence[Candidate]) -> dict[str, tuple[Fields, ...]]:
+        """About as many demos as two parents have: what both show, and a class-balanced draw from what either shows.
+
+        Sometimes one demo from the pools is among those drawn from; that is the mutation.
+        """
+        crossed: dict[str, tuple[Fields, ...]] = {}
+        for spec in self._problem.predictors:
+            first, second = (
+                {canonical(dict(demo)): demo for demo in each.predictors[spec.name].demos} for each in parents
+            )
+            shared = [demo for key, demo in first.items() if key in second]
+            either = {**first, **second, **{canonical(dict(demo)): demo for demo in self._fresh(spec.name)}}
+            rest = [demo for key, demo in either.items() if not (key in first and key in second)]
+            size = self._rng.randint(*sorted((len(first), len(second)))) + self._rng.choice((-1, 0, 0, 1))
+            size = min(self._max_demos, max(0, size))
+            kept = even_demos(spec, shared, size=size, rng=self._rng)
+            more = even_demos(spec, rest, size=size - len(kept), rng=self._rng, already=kept)
+            crossed[spec.name] = tuple(self._rng.sample([*kept, *more], len(kept) + len(more)))
+        return crossed
 
     def _fresh(self, name: str) -> list[Fields]:
         """Up to one demo of one predictor from the pools: the mutation that goes with a crossover."""
@@ -278,7 +293,3 @@ def _of(child: Candidate, parents: Sequence[Candidate]) -> Candidate | None:
 
 def _demos(candidate: Candidate) -> dict[str, list[Fields]]:
     return {name: list(state.demos) for name, state in candidate.predictors.items()}
-
-
-def _distinct(demos: Sequence[Fields]) -> tuple[Fields, ...]:
-    return tuple({canonical(dict(demo)): demo for demo in demos}.values())

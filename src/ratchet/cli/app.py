@@ -248,18 +248,19 @@ def list_(
         say(f"nothing is stored in {settings.home} yet; `ratchet demo` makes a start")
 
 
-@app.command(epilog=_examples("ratchet show 3f2a", "ratchet show 3f2a --diff", "ratchet show 3f2a --json"))
+@app.command(epilog=_examples("ratchet show 3f2a", "ratchet show 3f2a --diff", "ratchet show 3f2a --front"))
 def show(
     ctx: typer.Context,
     identity: flags.Identity,
     diff: Annotated[bool, flags.flag("diff", "What changed in the prompts.")] = False,
+    front: Annotated[bool, flags.flag("front", "Trade-offs: quality against cost and latency.")] = False,
     json: flags.Json = False,
 ) -> None:
-    """One optimization: its outcome, or what changed in the prompts."""
+    """One optimization: its outcome, what changed in the prompts, or the trade-offs it found."""
     settings = _settings(ctx)
     from ratchet.cli import read
 
-    read.show(identity, diff=diff, as_json=json, settings=settings)
+    read.show(identity, diff=diff, front=front, as_json=json, settings=settings)
 
 
 @app.command(epilog=_examples("ratchet resume 3f2a", "ratchet resume 3f2a --out better"))

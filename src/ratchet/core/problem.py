@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from ratchet.core.request import Objective
+
 Fields = Mapping[str, Any]
 """Named JSON values, such as the inputs of a program."""
 
@@ -172,6 +174,7 @@ class Problem:
         budget: What the search may use.
         success_at: The score from which a run counts as a success.
         slots: Program runs that can be under way at once.
+        objectives: What counts, each with a weight above 0; an algorithm for quality alone may leave the others out.
     """
 
     seed: Candidate
@@ -182,6 +185,7 @@ class Problem:
     description: str = ""
     success_at: float = 1.0
     slots: int = 8
+    objectives: tuple[Objective, ...] = (Objective(metric="quality_score"),)
 
     def predictor(self, name: str) -> PredictorSpec:
         """The predictor called ``name``."""

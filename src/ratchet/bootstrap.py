@@ -57,6 +57,7 @@ class Options:
         share_replies: Whether replies that are meant to be repeatable (temperature 0, or a seed) are shared between
             optimizations.
         fields: Input field of the program -> column of the file.
+        tune_tools: Whether the descriptions of tools and of their arguments are tuned too.
     """
 
     target: str
@@ -90,6 +91,7 @@ class Options:
     share_replies: bool = True
     force: bool = False
     fields: tuple[tuple[str, str], ...] = ()
+    tune_tools: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """The options as JSON data."""
@@ -315,7 +317,6 @@ class Run:
         for each in prepared.stand_ins:
             assert last is not None
             last.stand_in = last = self._line("reflection", each)
-        self._price_needed()
         task, reflection, judge = prepared.task, prepared.reflection, prepared.judge
         self.reflection = GatewayLM(self.gateway, reflection.lm, self._lines["reflection"]) if reflection else None
         self.judge = GatewayLM(self.gateway, judge.lm, self._lines["judge"]) if judge else self.reflection
@@ -336,7 +337,9 @@ class Run:
             task_lm=task.lm if task else None,
             adapter=_adapter(options.adapter, local=prepared.task is not None and prepared.task.local),
             metric=metric,
+            tune_tools=options.tune_tools,
         )
+        self._price_needed()
         self._concurrency = concurrency
 
     def _line(self, role: Role, named: NamedLM) -> Line:
@@ -354,7 +357,7 @@ class Run:
         """A limit in dollars can only be kept when every price is known."""
         if self.prepared.request.constraints.max_usd is None:
             return
-        waiting = list(self._lines.values())
+        waiting = [*self._lines.values(), *self.program.lines]
         while waiting:
             line = waiting.pop()
             waiting += [line.stand_in] if line.stand_in is not None else []
@@ -598,7 +601,7 @@ def resumed_run(
 def identities(prepared: Prepared) -> dict[str, Any]:
     """Hashes and versions of all that a result depends on."""
     return {
-        "program": Candidate(predictors=state_of(prepared.target.module)).key,
+        "program": Candidate(predictors=state_of(prepared.target.module, tune_tools=prepared.options.tune_tools)).key,
         "data": dataset_hash(prepared.splits),
         "task_lm": prepared.task.identity if prepared.task else None,
         "reflection_lm": prepared.reflection.identity if prepared.reflection else None,

@@ -105,6 +105,7 @@ def optimize(
     tpm: flags.Tpm = None,
     no_shared_replies: flags.NoSharedReplies = False,
     algorithm: flags.AlgorithmFlag = "auto",
+    tune_tools: flags.TuneTools = False,
     min_improvement: flags.MinImprovement = 0.05,
     objective: flags.ObjectiveFlag = "quality:1",
     success_at: flags.SuccessAt = 1.0,
@@ -154,6 +155,7 @@ def optimize(
         tokens_per_minute=tpm,
         share_replies=not no_shared_replies,
         force=force,
+        tune_tools=tune_tools,
         fields=flags.fields(map),
     )
     work.optimize(options, out=out, as_json=json, settings=settings)

@@ -40,6 +40,10 @@ Map = Annotated[
 Module = Annotated[str, flag("module", "predict or cot: the module of an inline signature.", panel=_DATA)]
 Instructions = Annotated[str | None, flag("instructions", "Instructions of an inline signature.", panel=_DATA)]
 
+TuneTools = Annotated[
+    bool, flag("tune-tools", "Tune what an agent's tools say of themselves and of their arguments too.", panel=_SEARCH)
+]
+
 Lm = Annotated[
     str | None, flag("lm", "local, local:/path.gguf, or any model DSPy knows (openai/gpt-4.1-mini).", panel=_LM)
 ]

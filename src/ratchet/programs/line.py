@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from itertools import count
 from types import FunctionType
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import dspy
 from dspy._vendor.lm15.serde import request_to_dict
@@ -37,6 +37,14 @@ class Price:
     def of(self, prompt_tokens: int, completion_tokens: int) -> float:
         """Dollars for so many tokens."""
         return (prompt_tokens * self.prompt + completion_tokens * self.completion) / 1e6
+
+
+@runtime_checkable
+class OwnLine(Protocol):
+    """An LM that knows its line better than ``Line`` does."""
+
+    def line(self, role: Role) -> Line:
+        """Its line."""
 
 
 @dataclass(slots=True)

@@ -17,6 +17,8 @@ from typing import Any, Literal
 import dspy
 
 from ratchet.core.errors import BadRequest, UnknownName, UserError
+from ratchet.programs.parts import copied
+from ratchet.programs.tools import Toolboxes
 
 Kind = Literal["predict", "cot"]
 _KINDS: dict[str, type[dspy.Module]] = {"predict": dspy.Predict, "cot": dspy.ChainOfThought}
@@ -157,11 +159,8 @@ def _saved(path: Path) -> Target:
             "Give a factory instead, file.py:function, that builds the module and loads this file"
         ) from error
     target = resolve_target(text, kind=kind, instructions=instructions)
-    module = target.module.deepcopy()
-    try:
-        module.load_state(state)
-    except Exception as error:  # DSPy takes a state on trust
-        raise BadRequest(f"{path} does not fit the program {text}: {type(error).__name__}: {error}") from error
+    module = copied(target.module)
+    _load(module, state, path, text)
     return Target(
         module=module,
         text=target.text,
@@ -171,13 +170,55 @@ def _saved(path: Path) -> Target:
     )
 
 
+def load_program(path: str | Path, module: dspy.Module | None = None) -> dspy.Module:
+    """The program that Ratchet saved at ``path``, with all that was tuned.
+
+    Instructions and demos are loaded by ``dspy.Module.load`` as well, and so are tools that are written into
+    instructions, as those of ``dspy.ReAct`` are. What other tools say of themselves has no place in DSPy's state; it
+    stands beside it, and only this function reads it.
+
+    Args:
+        path: A ``program.json``.
+        module: The program as its code builds it, which is changed and given back; None builds it from what the file
+            says of the target.
+
+    Raises:
+        UnknownName: there is no such file.
+        BadRequest: the file does not fit the program, or does not say how to build it.
+    """
+    if module is None:
+        return resolve_target(str(path)).module
+    file = Path(path)
+    if not file.is_file():
+        raise UnknownName(f"the program file {path} is not there")
+    try:
+        state = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, UnicodeDecodeError) as error:
+        raise BadRequest(f"{path} is no JSON: {error}") from error
+    _load(module, state, file, type(module).__name__)
+    return module
+
+
+def _load(module: dspy.Module, state: dict[str, Any], path: Path, text: str) -> None:
+    try:
+        module.load_state(state)
+    except Exception as error:  # DSPy takes a state on trust
+        raise BadRequest(f"{path} does not fit the program {text}: {type(error).__name__}: {error}") from error
+    Toolboxes(module).write(state.get(SECTION, {}).get("tools", {}))
+
+
 def save_program(module: dspy.Module, path: Path, target: Target | None) -> None:
     """Write ``module`` so that ``dspy.Module.load`` reads it without Ratchet, and Ratchet can build it again."""
     part = path.with_suffix(".part.json")
     module.save(str(part))
+    section: dict[str, Any] = {}
     if target is not None:
+        section = {"target": target.text, "kind": target.kind, "instructions": target.instructions}
+    if tools := Toolboxes(module).texts():
+        section["tools"] = tools
+    if section:
         state = json.loads(part.read_text(encoding="utf-8"))
-        state[SECTION] = {"target": target.text, "kind": target.kind, "instructions": target.instructions}
+        state[SECTION] = section
         part.write_text(json.dumps(state, indent=2, ensure_ascii=False), encoding="utf-8")
     part.replace(path)
 

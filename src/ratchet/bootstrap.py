@@ -16,7 +16,7 @@ from dspy.utils.exceptions import LMInvalidRequestError
 
 from ratchet.algorithms import NATIVE
 from ratchet.core.errors import BadRequest, Cancelled, RatchetError, StorageUnavailable, UnknownName
-from ratchet.core.problem import Candidate, Example, Problem
+from ratchet.core.problem import Candidate, Example, Problem, content_hash
 from ratchet.core.request import Constraints, Objective, OptimizationRequest, Target
 from ratchet.core.result import OptimizationResult, Spend
 from ratchet.engine.archive import Event, Notebook, Optimization
@@ -32,6 +32,7 @@ from ratchet.programs.line import Line, Price
 from ratchet.programs.lm import NamedLM, resolve_lm
 from ratchet.programs.loop import run
 from ratchet.programs.metrics import resolve_metric, user_metric
+from ratchet.programs.remote import RemoteAgent
 from ratchet.programs.teleprompter import TELEPROMPTERS, compile_with
 from ratchet.settings import Settings, quiet_libraries
 from ratchet.storage.memory import MemoryNotebook
@@ -601,11 +602,22 @@ def resumed_run(
 def identities(prepared: Prepared) -> dict[str, Any]:
     """Hashes and versions of all that a result depends on."""
     return {
-        "program": Candidate(predictors=state_of(prepared.target.module, tune_tools=prepared.options.tune_tools)).key,
+        "program": _program_identity(prepared),
         "data": dataset_hash(prepared.splits),
-        "task_lm": prepared.task.identity if prepared.task else None,
+        "task_lm": prepared.task.identity if prepared.task else _agent_identity(prepared.target.module),
         "reflection_lm": prepared.reflection.identity if prepared.reflection else None,
         "judge_lm": prepared.judge.identity if prepared.judge else None,
         "metric": prepared.metric if isinstance(prepared.metric, str) else user_metric(prepared.metric).name,
         "versions": {name: importlib.metadata.version(name) for name in ("dspy-ratchet", "dspy", "gepa", "optuna")},
     }
+
+
+def _program_identity(prepared: Prepared) -> str:
+    """The hash of the program's state; of a remote agent also of what is sent to where."""
+    module = prepared.target.module
+    key = Candidate(predictors=state_of(module, tune_tools=prepared.options.tune_tools)).key
+    return content_hash([key, module.spec.to_json()]) if isinstance(module, RemoteAgent) else key
+
+
+def _agent_identity(module: dspy.Module) -> str | None:
+    return f"agent {module.spec.name}@{module.spec.url}" if isinstance(module, RemoteAgent) else None

@@ -24,7 +24,7 @@ from ratchet.core.errors import BadRequest
 from ratchet.core.problem import Example
 from ratchet.core.result import OptimizationResult
 from ratchet.programs.datasets import Splits
-from ratchet.programs.dspy_program import input_names, output_names, specs_of, state_of
+from ratchet.programs.dspy_program import input_names, output_names, state_of
 from ratchet.programs.targets import save_program
 from ratchet.programs.tools import MARK
 from ratchet.settings import Settings
@@ -125,7 +125,9 @@ def described(asked: Asked) -> bool:
 
 
 def argument_described(asked: Asked) -> bool:
-    return any("It takes arguments" in line and MAGIC in line.partition("</desc>")[2] for line in asked.system.split("\n"))
+    return any(
+        "It takes arguments" in line and MAGIC in line.partition("</desc>")[2] for line in asked.system.split("\n")
+    )
 
 
 def instructed(asked: Asked) -> bool:
@@ -219,9 +221,7 @@ def test_tools_that_are_no_part_of_instructions_are_kept_beside_the_state(tmp_pa
     words = f"Finds the label: the case number {MAGIC} the number of labels."
     result, run = optimized(Librarian(), librarian, tmp_path, tune_tools=True, max_calls=900, rewrite=words)
     gained(result, "choose", "answer", "tool:search", "tool:search.text")
-    better = run.program.export(
-        run.program.seed.with_instructions("tool:search", words, origin="by hand")
-    )
+    better = run.program.export(run.program.seed.with_instructions("tool:search", words, origin="by hand"))
     save_program(better, tmp_path / "program.json", None)
     plain = Librarian()
     plain.load(str(tmp_path / "program.json"))
@@ -386,9 +386,9 @@ def test_a_frozen_part_is_run_and_left_alone(tmp_path: Path) -> None:
     result, run = optimized(Wrapped(), by_magic, tmp_path)
     gained(result, "sort", "first")
     assert list(run.program.seed.predictors) == ["first", "sort"]
-    assert len(own.log) == sum(
-        1 for reply in run.notebook.journal.stages() if reply
-    ) - sum(len(lm.log) for lm in _task_lms(run))
+    assert len(own.log) == sum(1 for reply in run.notebook.journal.stages() if reply) - sum(
+        len(lm.log) for lm in _task_lms(run)
+    )
 
 
 # --- DSPy's own modules -----------------------------------------------------------------------------------------------
@@ -418,7 +418,9 @@ def programmer(asked: Asked) -> str:
         right = MAGIC in asked.system
         return fields(
             reasoning="So it is.",
-            generated_code=f"```python\nprint('#{number(asked.last.partition('trajectory')[0])}')\n```" if right else "1 1",
+            generated_code=f"```python\nprint('#{number(asked.last.partition('trajectory')[0])}')\n```"
+            if right
+            else "1 1",
             finished=True,
         )
     told = next((each for each in LABELS if each in asked.last.partition("Respond with")[0]), None)

@@ -76,9 +76,7 @@ def labelled_pool(problem: Problem) -> dict[str, tuple[Fields, ...]]:
     """Every labelled demo the training examples give, per predictor; empty where they give none."""
     return {
         spec.name: tuple(
-            demo
-            for example in problem.train
-            if spec.takes_demos and (demo := labelled_demo(spec, example)) is not None
+            demo for example in problem.train if spec.takes_demos and (demo := labelled_demo(spec, example)) is not None
         )
         for spec in problem.predictors
     }

@@ -71,7 +71,7 @@ def _run(row: Evaluation, spec: PredictorSpec, texts: frozenset[str]) -> str:
     lines += [_step(step, spec) for step in steps[:1]]
     lines += [f"({left_out} steps are left out)"] if left_out > 0 else []
     lines += [_step(step, spec) for step in steps[max(1, left_out + 1) :]]
-    if not any(step.predictor == spec.name for step in steps):
+    if row.failure is None and not any(step.predictor == spec.name for step in steps):
         lines.append("what the text is about was not used in this run")
     if row.prediction:
         lines.append(_line("final answer", {name: row.prediction[name] for name in list(row.prediction)[-3:]}))

@@ -75,6 +75,7 @@ def _text(path: Path | None) -> str | None:
         "ratchet optimize app.py:program --train a.csv --validation b.csv --test c.csv --metric app.py:score",
         "ratchet optimize pkg.agent:build --data d.parquet --metric f1 --algorithm gepa,dspy.miprov2 --max-calls 800 "
         "--lm qwen --reflection-lm qwen-large --lm-base http://localhost:8000/v1",
+        "ratchet optimize agent.yaml --data d.jsonl --metric f1 --reflection-lm openai/gpt-4.1-mini --max-calls 300",
     )
 )
 def optimize(

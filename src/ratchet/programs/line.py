@@ -111,6 +111,9 @@ class Line:
         self.model: str = lm.model
         self.alive = self.answered = alive
         self.name = f"the {role} LM {lm.model}"
+        self.longest_seconds = 0.0
+        """How long an answer may take by what is known of it; one that took longer is waited for once more."""
+        self.refusals_are_free = True
         # An LM with an engine of its own is a provider of its own.
         own = not isinstance(lm, dspy.LM) or not isinstance(lm.engine, str)
         self.address = (

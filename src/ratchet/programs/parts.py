@@ -10,7 +10,6 @@ import dspy
 
 from ratchet.core.errors import BadRequest
 
-
 _RECORDS = frozenset(("history", "callbacks", "traces", "train", "demos"))
 """Attributes of modules that hold no parts, and may be long."""
 

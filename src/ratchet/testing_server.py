@@ -27,7 +27,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 MAGIC = "modulo"
 BASE, WITH_MAGIC, WITH_DEMO = 0.30, 0.40, 0.25
@@ -165,7 +165,7 @@ class StubServer:
         """What ``GET /stats`` says."""
         return {"requests": self.requests, "unique": self.unique, "most_at_once": self.most_at_once}
 
-    def start(self) -> StubServer:
+    def start(self) -> Self:
         """Listen."""
         self._server = _Server(("127.0.0.1", self.port), _handler(self))
         self.port = self._server.server_address[1]
@@ -179,7 +179,8 @@ class StubServer:
             self._server.shutdown()
             self._server.server_close()
 
-    __enter__ = start
+    def __enter__(self) -> Self:
+        return self.start()
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.close()

@@ -22,7 +22,7 @@ from ratchet.core.result import OptimizationResult
 from ratchet.programs.agent_spec import AgentSpec, Unreadable, parse, pointed
 from ratchet.programs.remote import RemoteAgent
 from ratchet.programs.targets import load_program, resolve_target, save_program
-from ratchet.testing_agent import TEXT, AgentServer
+from ratchet.testing_agent import AgentServer
 from ratchet.testing_runs import again, begin, carry_out, identity, splits, work
 from ratchet.testing_server import MAGIC, StubServer
 
@@ -57,22 +57,7 @@ def gained(result: OptimizationResult, component: str = "system") -> None:
     assert MAGIC in result.winner.predictors[component].instructions
 
 
-# --- the three kinds --------------------------------------------------------------------------------------------------
-
-
-def test_an_http_agent_is_tuned_from_its_spec(tmp_path: Path) -> None:
-    with AgentServer() as agent:
-        result, run = optimized(written(tmp_path, agent.spec()), tmp_path)
-    gained(result)
-    texts = {body["components"]["system"] for body in agent.asked}
-    assert TEXT in texts
-    assert len(texts) > 1
-    assert all(body["inputs"].keys() == {"text"} for body in agent.asked)
-    sent = run.notebook.journal.sent()
-    assert agent.requests < sent.calls == sent.recorded <= 200
-    assert sent.unpriced > 0
-    assert run.spend().usd is None  # unknown is not 0
-    assert all(row.usage.cost_usd is None and row.usage.calls == 1 for row, _ in run.notebook.evaluations())
+# --- searches ---------------------------------------------------------------------------------------------------------
 
 
 def test_several_texts_of_an_agent_are_tuned_each(tmp_path: Path) -> None:
@@ -93,22 +78,6 @@ def test_other_algorithms_tune_an_agent_too(algorithm: str, tmp_path: Path) -> N
     gained(result)
     assert result.winner is not None
     assert result.winner.predictors["system"].demos == ()
-
-
-def test_a_chat_endpoint_is_tuned_from_a_yaml_spec(tmp_path: Path) -> None:
-    with AgentServer() as agent:
-        (tmp_path / "agent.yaml").write_text(
-            f"kind: openai\nurl: {agent.base}\nmodel: small\ncomponents: {{system: Sort the case.}}\ninputs: [text]\n"
-            "outputs:\n  label: {at: '/choices/0/message/content#/label', choices: [amber, birch, coral]}\n"
-        )
-        result, run = optimized(str(tmp_path / "agent.yaml"), tmp_path)
-    gained(result)
-    body = agent.asked[0]
-    assert body["model"] == "small"
-    assert body["messages"][0] == {"role": "system", "content": "Sort the case."}
-    assert body["messages"][1]["role"] == "user"
-    assert run.program.specs[0].outputs[0].choices == ("amber", "birch", "coral")
-    assert run.notebook.journal.sent().prompt_tokens > 0
 
 
 # --- what is sent and what is read ------------------------------------------------------------------------------------
@@ -339,7 +308,13 @@ def test_a_killed_optimization_resumes_without_calling_the_agent_twice(tmp_path:
     forked.set_forkserver_preload(["ratchet.testing_runs", "gepa", "optuna"])
     with AgentServer(latency=0.01) as agent, StubServer(latency=0.01) as writer:
         target = written(tmp_path, agent.spec())
-        options = {"target": target, "lm": None, "reflection_lm": "openai/stub", "max_calls": 110, "concurrency": 4}
+        options: dict[str, Any] = {
+            "target": target,
+            "lm": None,
+            "reflection_lm": "openai/stub",
+            "max_calls": 110,
+            "concurrency": 4,
+        }
         process = forked.Process(target=work, args=(writer.base, tmp_path, options))
         process.start()
         while agent.requests < 45 and process.is_alive():

@@ -1,4 +1,4 @@
-"""Every kind of DSPy target is really optimized: a gain on the sealed test, made by the text that had to change.
+"""Every kind of target is really optimized: a gain on the sealed test, made by the text that had to change.
 
 The LM is a script. It gives a right answer where the part under test says ``MAGIC``, and a wrong one else; the
 reflection LM always writes it.
@@ -7,6 +7,7 @@ reflection LM always writes it.
 from __future__ import annotations
 
 import base64
+import json
 import re
 import threading
 import warnings
@@ -28,9 +29,11 @@ from ratchet.programs.dspy_program import input_names, output_names, state_of
 from ratchet.programs.targets import save_program
 from ratchet.programs.tools import MARK
 from ratchet.settings import Settings
+from ratchet.testing_a2a import served
+from ratchet.testing_agent import TEXT, AgentServer
 from ratchet.testing_lm import Asked, ScriptedLM, fields
-from ratchet.testing_runs import database, splits
-from ratchet.testing_server import LABELS, MAGIC, SIGNATURE
+from ratchet.testing_runs import begin, database, splits
+from ratchet.testing_server import LABELS, MAGIC, SIGNATURE, StubServer
 
 Script = Callable[[Asked], "str | Exception"]
 REWRITE = f"Your task is to take the case number {MAGIC} the number of choices."
@@ -536,3 +539,58 @@ def _mapped(change: Callable[[Example], Example]) -> Splits:
         validation=tuple(map(change, DATA.validation)),
         test=tuple(map(change, DATA.test)),
     )
+
+
+# --- remote agents ----------------------------------------------------------------------------------------------------
+
+
+def called(target: Path, **options: Any) -> tuple[OptimizationResult, Run]:
+    """The result of a small optimization of the agent whose spec is at ``target``."""
+    with StubServer() as writer:
+        wanted = {"lm": None, "reflection_lm": "openai/stub", "max_calls": 160, **options}
+        run = begin(writer.base, target.parent, data=DATA, target=str(target), **wanted)
+        return run.execute(), run
+
+
+def test_an_http_agent_is_tuned_from_its_spec(tmp_path: Path) -> None:
+    target = tmp_path / "agent.json"
+    with AgentServer() as agent:
+        target.write_text(json.dumps(agent.spec()))
+        result, run = called(target)
+    gained(result, "system")
+    texts = {body["components"]["system"] for body in agent.asked}
+    assert TEXT in texts
+    assert len(texts) > 1
+    assert all(body["inputs"].keys() == {"text"} for body in agent.asked)
+    sent = run.notebook.journal.sent()
+    assert agent.requests < sent.calls == sent.recorded <= 160
+    assert sent.unpriced > 0
+    assert run.spend().usd is None  # unknown is not 0
+    assert all(row.usage.cost_usd is None and row.usage.calls == 1 for row, _ in run.notebook.evaluations())
+
+
+def test_a_chat_endpoint_is_tuned_from_a_yaml_spec(tmp_path: Path) -> None:
+    with AgentServer() as agent:
+        (tmp_path / "agent.yaml").write_text(
+            f"kind: openai\nurl: {agent.base}\nmodel: small\ncomponents: {{system: Sort the case.}}\ninputs: [text]\n"
+            "outputs:\n  label: {at: '/choices/0/message/content#/label', choices: [amber, birch, coral]}\n"
+        )
+        result, run = called(tmp_path / "agent.yaml")
+    gained(result, "system")
+    body = agent.asked[0]
+    assert body["model"] == "small"
+    assert body["messages"][0] == {"role": "system", "content": "Sort the case."}
+    assert body["messages"][1]["role"] == "user"
+    assert run.program.specs[0].outputs[0].choices == ("amber", "birch", "coral")
+    assert run.notebook.journal.sent().prompt_tokens > 0
+
+
+def test_an_a2a_agent_is_tuned_from_its_spec(tmp_path: Path) -> None:
+    target = tmp_path / "agent.json"
+    with served() as agent:
+        target.write_text(json.dumps(agent.spec()))
+        result, run = called(target)
+    gained(result, "system")
+    assert agent.sorter.asked[0]["components"] == {"system": TEXT}
+    assert len(agent.sorter.asked) < run.notebook.journal.sent().calls <= 160
+    assert run.spend().usd is None

@@ -193,11 +193,12 @@ class AgentSpec(_Strict):
 
         def told(at: str | None) -> float | None:
             try:
-                value = None if at is None else pointed(data, at)
+                value: Any = None if at is None else pointed(data, at)
             except Unreadable:
                 return None
-            is_number = isinstance(value, int | float) and not isinstance(value, bool)
-            return float(value) if is_number and 0 <= value < 1e15 else None
+            if isinstance(value, bool) or not isinstance(value, int | float):
+                return None
+            return float(value) if 0 <= value < 1e15 else None
 
         prompt, completion = told(self.usage.prompt_tokens), told(self.usage.completion_tokens)
         as_int = [None if each is None else int(each) for each in (prompt, completion)]

@@ -123,7 +123,7 @@ def output_names(module: dspy.Module) -> tuple[str, ...]:
     """The outputs a program is known to give: its signature's, else its last predictor's, without the reasoning."""
     module = _inner(module)
     predictors = module.predictors()
-    signature = getattr(module, "signature", None)
+    signature: Any = getattr(module, "signature", None)
     if not (inspect.isclass(signature) and issubclass(signature, dspy.Signature)):
         signature = predictors[-1].signature if predictors else None
     return tuple(name for name in signature.output_fields if name != "reasoning") if signature else ()
@@ -342,8 +342,8 @@ def _converter(kind: type[BaseModel]) -> Callable[[Any], Any]:
     def convert(value: Any) -> Any:
         if issubclass(kind, dspy.History) and isinstance(value, list):
             value = {"messages": value}
-        if isinstance(value, str) and issubclass(kind, dspy.Image | dspy.Audio):
-            return kind(value) if issubclass(kind, dspy.Image) else kind.model_validate(value)
+        if isinstance(value, str) and issubclass(kind, dspy.Image):
+            return dspy.Image(value)
         return kind.model_validate(value) if isinstance(value, Mapping) else value
 
     return convert

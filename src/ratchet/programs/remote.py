@@ -271,7 +271,8 @@ def _signature(spec: AgentSpec, text: str) -> type[dspy.Signature]:
         fields[name] = (_TYPES[each.type], dspy.InputField(desc=each.description or None))
     for name, output in spec.outputs.items():
         fields[name] = (_output_type(output), dspy.OutputField(desc=output.description or None))
-    return dspy.Signature(fields, text)
+    signature: type[dspy.Signature] = dspy.Signature(fields, text)
+    return signature
 
 
 def _output_type(output: Output) -> Any:

@@ -545,6 +545,8 @@ def new_run(
         UserError: the request cannot be carried out; nothing was stored then.
     """
     prepared = prepare(options, given, settings)
+    if isinstance(prepared.target.module, RemoteAgent) and prepared.reflection is None:
+        raise BadRequest("the texts of a remote agent are rewritten by an LM; name one with --reflection-lm")
     identity = uuid.uuid4().hex[:12]
     # Built once before it is stored, so that a request that cannot work leaves nothing behind.
     Run(prepared, MemoryNotebook(), optimization_id=identity, spent_seconds=0.0)

@@ -298,6 +298,12 @@ def test_a_price_is_known_where_the_reply_tells_it(tmp_path: Path) -> None:
     assert (row.usage.prompt_tokens, row.usage.completion_tokens, row.usage.cost_usd) == (11, 3, 0.002)
 
 
+def test_somebody_must_write_the_texts(tmp_path: Path) -> None:
+    with AgentServer() as agent, pytest.raises(BadRequest, match="--reflection-lm"):
+        begun(written(tmp_path, agent.spec()), tmp_path, "http://127.0.0.1:9/v1", reflection_lm=None)
+    assert agent.requests == 0
+
+
 def test_a_limit_in_dollars_needs_a_price(tmp_path: Path) -> None:
     with AgentServer() as agent, pytest.raises(BadRequest, match="price of agent/sorter is not known"):
         begun(written(tmp_path, agent.spec()), tmp_path, "http://127.0.0.1:9/v1", price=(1.0, 1.0), max_usd=1.0)

@@ -215,7 +215,7 @@ class Librarian(dspy.Module):  # type: ignore[misc]
 
 def librarian(asked: Asked) -> str:
     if "`call`" in outputs(asked):
-        return fields(call=MAGIC in asked.system + asked.last)
+        return fields(call=MAGIC in asked.last)
     found = next((each for each in LABELS if f"\n{each}" in asked.last), None)
     return fields(label=found or label(asked, right=False))
 
@@ -224,6 +224,8 @@ def test_tools_that_are_no_part_of_instructions_are_kept_beside_the_state(tmp_pa
     words = f"Finds the label: the case number {MAGIC} the number of labels."
     result, run = optimized(Librarian(), librarian, tmp_path, tune_tools=True, max_calls=900, rewrite=words)
     gained(result, "choose", "answer", "tool:search", "tool:search.text")
+    assert result.winner is not None
+    assert MAGIC in result.winner.predictors["tool:search"].instructions
     better = run.program.export(run.program.seed.with_instructions("tool:search", words, origin="by hand"))
     save_program(better, tmp_path / "program.json", None)
     plain = Librarian()
@@ -467,6 +469,22 @@ def test_the_program_within_a_wrapper_is_tuned(tmp_path: Path, wrapper: type[dsp
     result, run = optimized(module, by_magic, tmp_path)
     gained(result, "module.predict")
     assert all(row.trace[0].predictor == "module.predict" for row, _ in run.notebook.evaluations())
+
+
+def test_a_wrapper_forgets_the_failures_of_other_runs(tmp_path: Path) -> None:
+    seen: set[str] = set()
+
+    def strict(inputs: Any, prediction: dspy.Prediction) -> float:
+        if inputs["text"] in seen:
+            return 1.0
+        seen.add(inputs["text"])
+        raise ValueError("not at once")
+
+    module = dspy.BestOfN(module=dspy.ChainOfThought(SIGNATURE), N=2, reward_fn=strict, threshold=1.0, fail_count=1)
+    data = Splits(train=DATA.train[:8], validation=DATA.validation[:8], test=DATA.test[:8])
+    _, run = optimized(module, by_magic, tmp_path, data=data, max_calls=80, algorithm="bootstrap")
+    assert len(seen) > 4
+    assert not [row.failure for row, _ in run.notebook.evaluations() if row.failure]
 
 
 # --- inputs and outputs of every type ---------------------------------------------------------------------------------

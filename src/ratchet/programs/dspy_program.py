@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import inspect
 import json
 import time
@@ -290,6 +291,8 @@ class DspyProgram:
 
     async def _call(self, module: dspy.Module, example: Example) -> dspy.Prediction:
         inputs = {name: self._inputs.get(name, _as_it_is)(value) for name, value in example.inputs.items()}
+        if isinstance(module, dspy.Refine | dspy.BestOfN):
+            module = copy.copy(module)  # they count failures down over all their runs
         if self._async and self._blocks:
             prediction = await asyncio.to_thread(lambda: asyncio.run(module.acall(**inputs)))
         elif self._async:
@@ -303,16 +306,16 @@ class DspyProgram:
 
 def applied(module: dspy.Module, candidate: Candidate) -> dspy.Module:
     """A copy of ``module`` with ``candidate`` as its state."""
-    copy = copied(module)
-    boxes = Toolboxes(copy)
+    other = copied(module)
+    boxes = Toolboxes(other)
     boxes.write({name: state.instructions for name, state in candidate.predictors.items()})
-    for name, predictor in copy.named_predictors():
+    for name, predictor in other.named_predictors():
         state, listing = candidate.predictors[name], boxes.listings.get(id(predictor))
         text = state.instructions if listing is None else written(state.instructions, listing.tools)
         if predictor.signature.instructions != text:
             predictor.signature = predictor.signature.with_instructions(text)
         predictor.demos = [dspy.Example(dict(demo)) for demo in state.demos]
-    return copy
+    return other
 
 
 def _as_it_is(value: Any) -> Any:
@@ -322,29 +325,49 @@ def _as_it_is(value: Any) -> Any:
 def converters(module: dspy.Module) -> dict[str, Callable[[Any], Any]]:
     """What makes of an input's JSON value what the program takes: a history, an image, an object of a class.
 
-    Looked up in the parameters of the program's own method, and else in the predictors that have such an input.
+    The parameters of the program's own method say what it takes. Where they do not, its predictors do, if what comes in
+    is handed on to them as it is; of others only the types are taken that are of no use as JSON.
     """
+    forward = getattr(type(module), "aforward" if _is_async(type(module)) else "forward", None)
+    parameters = list(inspect.signature(forward).parameters.values())[1:] if forward else []
+    own = {each.name for each in parameters if each.kind in (each.POSITIONAL_OR_KEYWORD, each.KEYWORD_ONLY)}
     kinds: dict[str, Any] = {}
     for predictor in module.predictors():
         for name, info in predictor.signature.input_fields.items():
-            kinds.setdefault(name, info.annotation)
-    forward = getattr(type(module), "aforward" if _is_async(type(module)) else "forward", None)
+            if not own or _is_dspys(_model_in(info.annotation)):
+                kinds.setdefault(name, info.annotation)
     with suppress(Exception):  # annotations are foreign code; without them the predictors know
-        kinds |= {name: kind for name, kind in get_type_hints(forward).items() if name != "return"}
-    return {name: _converter(kind) for name, kind in kinds.items() if _is_model(kind)}
+        kinds |= {name: kind for name, kind in get_type_hints(forward).items() if name in own}
+    return {name: _converter(kind) for name, kind in kinds.items() if _model_in(kind) is not None}
 
 
-def _is_model(kind: Any) -> bool:
-    return inspect.isclass(kind) and issubclass(kind, BaseModel)
+def _model_in(kind: Any) -> type[BaseModel] | None:
+    """The class of objects that ``kind`` is, or is a list of."""
+    inner = get_args(kind)[0] if get_origin(kind) is list and get_args(kind) else kind
+    return inner if inspect.isclass(inner) and issubclass(inner, BaseModel) else None
 
 
-def _converter(kind: type[BaseModel]) -> Callable[[Any], Any]:
+def _is_dspys(kind: type[BaseModel] | None) -> bool:
+    return kind is not None and kind.__module__.startswith("dspy.")
+
+
+def _converter(kind: Any) -> Callable[[Any], Any]:
+    model = _model_in(kind)
+    assert model is not None
+
     def convert(value: Any) -> Any:
-        if issubclass(kind, dspy.History) and isinstance(value, list):
+        if model is not kind:
+            return [_converter(model)(each) for each in value] if isinstance(value, list) else value
+        if issubclass(model, dspy.History) and isinstance(value, list):
             value = {"messages": value}
-        if isinstance(value, str) and issubclass(kind, dspy.Image):
+        # Not a path: what stands in data must not open files of this machine.
+        if (
+            issubclass(model, dspy.Image)
+            and isinstance(value, str)
+            and value.startswith(("data:", "http://", "https://"))
+        ):
             return dspy.Image(value)
-        return kind.model_validate(value) if isinstance(value, Mapping) else value
+        return model.model_validate(value) if isinstance(value, Mapping) else value
 
     return convert
 

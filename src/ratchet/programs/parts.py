@@ -19,7 +19,8 @@ def walk(module: dspy.Module, *, frozen: bool = False) -> Iterator[tuple[str, An
 
     Args:
         module: The program.
-        frozen: Whether to go into parts that an optimizer of DSPy compiled before, which DSPy leaves alone.
+        frozen: Whether to go into parts that DSPy leaves alone: those that an optimizer compiled before, and modules
+            that are tools.
     """
     seen: set[int] = set()
 
@@ -29,6 +30,8 @@ def walk(module: dspy.Module, *, frozen: bool = False) -> Iterator[tuple[str, An
         seen.add(id(item))
         if isinstance(item, dspy.Tool):
             yield path, item
+            if frozen and isinstance(item.func, dspy.Module):  # DSPy does not see a module that is a tool
+                yield from within(f"{path}.func", item.func, False)
         elif isinstance(item, dspy.Module):
             if not (top or frozen) and getattr(item, "_compiled", False):
                 return

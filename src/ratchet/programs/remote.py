@@ -247,7 +247,7 @@ class Text(dspy.Predict):  # type: ignore[misc]
 
     takes_demos = False
 
-    def __init__(self, name: str, component: Component, spec: AgentSpec, lm: RemoteLM) -> None:
+    def __init__(self, name: str, component: Component, spec: AgentSpec, lm: dspy.BaseLM) -> None:
         super().__init__(_signature(spec, component.text))
         about = f": {component.description}" if component.description else ""
         self.text = f"the text `{name}` that the agent `{spec.name}` is given with every call{about}"
@@ -258,7 +258,7 @@ class Text(dspy.Predict):  # type: ignore[misc]
         return {"traces": [], "train": [], "demos": [], "signature": self.signature.dump_state(), "lm": None}
 
     def load_state(self, state: dict[str, Any], **more: Any) -> Text:
-        """Take over the text."""
+        """Take over the text; who is asked stays the agent."""
         lm = self.lm
         super().load_state({**state, "lm": None}, **more)
         self.lm = lm
@@ -293,31 +293,29 @@ class RemoteAgent(dspy.Module):  # type: ignore[misc]
         super().__init__()
         self.spec = spec
         spec.secrets()
-        lm = RemoteLM(spec)
+        # Optimizers give predictors other LMs, or none; who is asked here stays the agent.
+        self.through: dspy.BaseLM = RemoteLM(spec)
         for name, component in spec.components.items():
             if hasattr(self, name):
                 raise BadRequest(f"the component {name!r} of {spec.name} has a name that DSPy uses; call it otherwise")
-            setattr(self, name, Text(name, component, spec, lm))
+            setattr(self, name, Text(name, component, spec, self.through))
 
     def forward(self, **inputs: Any) -> dspy.Prediction:
         """Call the agent, for a thread."""
-        lm, question = self._asked(inputs)
-        return self._answered(inputs, lm(question))
+        return self._answered(inputs, self.through(self._question(inputs)))
 
     async def aforward(self, **inputs: Any) -> dspy.Prediction:
         """Call the agent, for a task."""
-        lm, question = self._asked(inputs)
-        return self._answered(inputs, await lm.acall(question))
+        return self._answered(inputs, await self.through.acall(self._question(inputs)))
 
-    def _asked(self, inputs: Mapping[str, Any]) -> tuple[dspy.BaseLM, str]:
-        texts = {name: getattr(self, name) for name in self.spec.components}
+    def _question(self, inputs: Mapping[str, Any]) -> str:
         if missing := [name for name in self.spec.inputs if name not in inputs]:
             raise ValueError(f"the agent {self.spec.name} needs the input {missing[0]!r}")
         question = {
-            "components": {name: text.signature.instructions for name, text in texts.items()},
+            "components": {name: getattr(self, name).signature.instructions for name in self.spec.components},
             "inputs": {name: inputs[name] for name in self.spec.inputs},
         }
-        return next(iter(texts.values())).lm, canonical(question)
+        return canonical(question)
 
     def _answered(self, inputs: Mapping[str, Any], answers: list[Any]) -> dspy.Prediction:
         texts = [getattr(self, name) for name in self.spec.components]

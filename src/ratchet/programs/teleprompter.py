@@ -363,7 +363,7 @@ def compile_with(
     compilation = Compilation(
         problem=problem,
         metric=metric,
-        task=program.lm,
+        task=program.lm or reflection,  # where every predictor has an LM of its own it is not asked
         reflection=reflection,
         seed=seed,
         threads=threads,

@@ -17,10 +17,16 @@ from ratchet.core import errors
 if TYPE_CHECKING:
     from ratchet.core.result import OptimizationResult
     from ratchet.library import Outcome, optimize
+    from ratchet.programs.targets import load_program
 
-__all__ = ["OptimizationResult", "Outcome", "errors", "optimize"]
+__all__ = ["OptimizationResult", "Outcome", "errors", "load_program", "optimize"]
 
-_ROOMS = {"OptimizationResult": "ratchet.core.result", "Outcome": "ratchet.library", "optimize": "ratchet.library"}
+_ROOMS = {
+    "OptimizationResult": "ratchet.core.result",
+    "Outcome": "ratchet.library",
+    "load_program": "ratchet.programs.targets",
+    "optimize": "ratchet.library",
+}
 
 
 def __getattr__(name: str) -> Any:

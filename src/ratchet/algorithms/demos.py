@@ -75,7 +75,9 @@ def labelled_demo(spec: PredictorSpec, example: Example) -> Demo | None:
 def labelled_pool(problem: Problem) -> dict[str, tuple[Fields, ...]]:
     """Every labelled demo the training examples give, per predictor; empty where they give none."""
     return {
-        spec.name: tuple(demo for example in problem.train if (demo := labelled_demo(spec, example)) is not None)
+        spec.name: tuple(
+            demo for example in problem.train if spec.takes_demos and (demo := labelled_demo(spec, example)) is not None
+        )
         for spec in problem.predictors
     }
 
@@ -87,7 +89,7 @@ def labels_are_complete(spec: PredictorSpec, pool: Sequence[Fields]) -> bool:
 
 def traced_pool(problem: Problem, runs: Evaluations, *, rng: random.Random) -> tuple[Mapping[str, Fields], ...]:
     """The demos in the runs that went well; of a predictor that ran several times in a run, one time is drawn."""
-    specs = {spec.name: spec for spec in problem.predictors}
+    specs = {spec.name: spec for spec in problem.predictors if spec.takes_demos}
     found = []
     for run in _worth_showing(problem, runs):
         steps = defaultdict(list)

@@ -10,16 +10,15 @@ from dataclasses import dataclass, field
 from itertools import combinations
 
 from ratchet.algorithms.instruction import is_code, read_instruction
+from ratchet.algorithms.text import clip, text_prompt
 from ratchet.core.algorithm import Algorithm, Parts, Steps, both, evaluate, generate
 from ratchet.core.errors import BudgetSpent
 from ratchet.core.evaluation import Evaluation, Evaluations, Step
 from ratchet.core.pareto import pareto_front
-from ratchet.core.problem import Candidate, Example, Fields, FieldSpec, Problem, canonical
+from ratchet.core.problem import Candidate, Example, Fields, FieldSpec, Problem
 
 LONGEST_INSTRUCTIONS = 4000
 """Characters; a longer rewrite is a reflection LM that lost its thread."""
-LONGEST_FIELD = 400
-"""Characters of a field shown to the reflection LM."""
 QUOTATION = 20
 """Characters from which an input value that reappears in instructions was copied rather than understood."""
 ROUND = 4
@@ -512,6 +511,8 @@ def quotes(text: str, rows: Evaluations) -> bool:
 def reflection_prompt(problem: Problem, parent: Candidate, predictor: str, rows: Evaluations, *, shown: int = 4) -> str:
     """What the reflection LM reads: the predictor, its instructions, and the worst of ``rows`` with their feedback."""
     spec = problem.predictor(predictor)
+    if spec.text:
+        return text_prompt(problem, spec, parent.predictors[predictor].instructions, rows, shown=shown)
     worst = sorted(rows, key=lambda row: row.counted)[:shown]
     runs = "\n\n".join(f"Run {number}\n{_run(row, predictor)}" for number, row in enumerate(worst, start=1))
     purpose = f"The program: {clip(problem.description)}\n" if problem.description else ""
@@ -533,16 +534,6 @@ Write the complete new instructions. State the rules that would have avoided the
 must hold for inputs nobody has seen: name kinds of cases, do not repeat inputs from the runs. Where the answer is one
 of a few, say what each means and how to tell it from the others. Use plain English and no code. Be specific and brief.
 Answer with the new instructions only; begin with "Your task is"."""
-
-
-def clip(value: object) -> str:
-    """``value`` as text of bounded length.
-
-    >>> clip("x" * 1000) == "x" * LONGEST_FIELD + " [...]"
-    True
-    """
-    text = value if isinstance(value, str) else canonical(value)
-    return text if len(text) <= LONGEST_FIELD else f"{text[:LONGEST_FIELD]} [...]"
 
 
 def _fields(specs: Sequence[FieldSpec]) -> str:

@@ -75,6 +75,7 @@ def _text(path: Path | None) -> str | None:
         "ratchet optimize app.py:program --train a.csv --validation b.csv --test c.csv --metric app.py:score",
         "ratchet optimize pkg.agent:build --data d.parquet --metric f1 --algorithm gepa,dspy.miprov2 --max-calls 800 "
         "--lm qwen --reflection-lm qwen-large --lm-base http://localhost:8000/v1",
+        "ratchet optimize agent.yaml --data d.jsonl --metric f1 --reflection-lm openai/gpt-4.1-mini --max-calls 300",
     )
 )
 def optimize(
@@ -105,6 +106,7 @@ def optimize(
     tpm: flags.Tpm = None,
     no_shared_replies: flags.NoSharedReplies = False,
     algorithm: flags.AlgorithmFlag = "auto",
+    tune_tools: flags.TuneTools = False,
     min_improvement: flags.MinImprovement = 0.05,
     objective: flags.ObjectiveFlag = "quality:1",
     success_at: flags.SuccessAt = 1.0,
@@ -154,6 +156,7 @@ def optimize(
         tokens_per_minute=tpm,
         share_replies=not no_shared_replies,
         force=force,
+        tune_tools=tune_tools,
         fields=flags.fields(map),
     )
     work.optimize(options, out=out, as_json=json, settings=settings)

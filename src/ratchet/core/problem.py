@@ -64,11 +64,21 @@ class FieldSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PredictorSpec:
-    """What an algorithm may know of one predictor: its name and its fields, in order."""
+    """What an algorithm may know of one predictor, or of another text of the program that can be tuned like one.
+
+    Attributes:
+        name: Its name in a Candidate.
+        inputs, outputs: Its fields, in order.
+        takes_demos: Whether demos have a place in its prompt.
+        text: What its instructions are where they are no instructions, in words: "the description of the tool
+            `search`". Empty for a predictor.
+    """
 
     name: str
     inputs: tuple[FieldSpec, ...]
     outputs: tuple[FieldSpec, ...]
+    takes_demos: bool = True
+    text: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

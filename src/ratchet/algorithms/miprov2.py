@@ -223,15 +223,24 @@ class Space:
     demos: Mapping[str, Sequence[Sequence[Fields]]]
     made: dict[Combination, Candidate] = field(default_factory=dict)
     """The candidates asked for so far."""
+    maker: str = "miprov2"
+    """The algorithm that chooses; named in the candidates' origins."""
 
     @classmethod
-    def of(cls, seed: Candidate, instructions: Mapping[str, Sequence[str]], sets: Sequence[DemoSet]) -> Space:
+    def of(
+        cls,
+        seed: Candidate,
+        instructions: Mapping[str, Sequence[str]],
+        sets: Sequence[DemoSet],
+        *,
+        maker: str = "miprov2",
+    ) -> Space:
         """The space of ``instructions`` and the different demos in ``sets``."""
         demos = {}
         for name, state in seed.predictors.items():
             options = [state.demos, *(tuple(demos[name]) for demos in sets if demos.get(name))]
             demos[name] = list({canonical(option): option for option in options}.values())
-        return cls(seed, instructions, demos)
+        return cls(seed, instructions, demos, maker=maker)
 
     @property
     def sizes(self) -> dict[Choice, int]:
@@ -255,7 +264,7 @@ class Space:
             for name, state in self.seed.predictors.items()
         }
         said = ", ".join(f"{what} {index} of {name}" for (what, name), index in options.items() if index)
-        child = self.seed.with_predictors(changed, origin=f"miprov2: {said}")
+        child = self.seed.with_predictors(changed, origin=f"{self.maker}: {said}")
         return self.made.setdefault(chosen, self.seed if child == self.seed else child)
 
     def draw(self, count: int, *, rng: random.Random, but: Sequence[Combination] = ()) -> list[Combination]:

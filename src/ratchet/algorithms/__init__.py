@@ -7,6 +7,7 @@ from ratchet.algorithms.capo import capo
 from ratchet.algorithms.gepa import gepa
 from ratchet.algorithms.miprov2 import miprov2
 from ratchet.algorithms.random_search import random_search
+from ratchet.algorithms.surrogate import surrogate
 from ratchet.core.algorithm import Search
 
 NATIVE: dict[str, Search] = {
@@ -15,5 +16,6 @@ NATIVE: dict[str, Search] = {
     "gepa": gepa,
     "miprov2": miprov2,
     "random_search": random_search,
+    "surrogate": surrogate,
 }
 """Every algorithm of Ratchet's own, by name."""

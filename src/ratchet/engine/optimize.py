@@ -58,10 +58,17 @@ class OpaqueSearch(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Algorithms:
-    """The algorithms of one optimization, by name and in order; each either a generator or one that owns its loop."""
+    """The algorithms of one optimization, by name and in order; each either a generator or one that owns its loop.
+
+    Attributes:
+        native: Generators.
+        opaque: Those that own their loop.
+        aside: Names of generators that are not Ratchet's own: they may block, and so take their turns in a thread.
+    """
 
     native: Mapping[str, Search]
     opaque: Mapping[str, OpaqueSearch]
+    aside: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -305,7 +312,8 @@ class Optimizer:
             used = allowance - reserve - max(0, job.ledger.left() or 0)
             self._begin(f"{stage}, validation", allowance=allowance - used)
         else:
-            found = await self.runner.drive(job.algorithms.native[name](problem, rng=rng)) or []
+            search = job.algorithms.native[name](problem, rng=rng)
+            found = await self.runner.drive(search, aside=name in job.algorithms.aside) or []
             if not found and (best := self.runner.best_known(self.validation)):
                 found = [best]
             if self.runner.called_off:  # what of it got through is chance: it must not count from here on

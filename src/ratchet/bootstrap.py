@@ -6,7 +6,7 @@ import importlib.metadata
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,9 @@ from typing import Any
 import dspy
 from dspy.utils.exceptions import LMInvalidRequestError
 
+from ratchet import catalogue
 from ratchet.algorithms import NATIVE
+from ratchet.core.algorithm import Search
 from ratchet.core.errors import BadRequest, Cancelled, RatchetError, StorageUnavailable, UnknownName
 from ratchet.core.problem import Candidate, Example, Problem
 from ratchet.core.request import Constraints, Objective, OptimizationRequest, Target
@@ -117,6 +119,7 @@ class Given:
     splits: Splits | None = None
     lm: dspy.BaseLM | None = None
     reflection_lm: dspy.BaseLM | None = None
+    algorithms: Mapping[str, Search] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,10 +135,11 @@ class Prepared:
     reflection: NamedLM | None
     stand_ins: tuple[NamedLM, ...]
     splits: Splits
+    custom: Mapping[str, catalogue.Custom] = field(default_factory=dict)
 
 
 def known_algorithms() -> tuple[str, ...]:
-    """The names of all algorithms."""
+    """The names of all built-in algorithms."""
     return tuple(sorted((*NATIVE, *TELEPROMPTERS)))
 
 
@@ -154,6 +158,7 @@ def prepare(options: Options, given: Given, settings: Settings, *, splits: Split
             metrics=settings.metrics, traces=settings.traces, paces=PACES.snapshots
         )
     request = _request(options)
+    custom = _custom(request, given, settings)
     target = (
         targets.Target(module=given.program, text=options.target)
         if given.program is not None
@@ -174,16 +179,25 @@ def prepare(options: Options, given: Given, settings: Settings, *, splits: Split
         reflection=reflection,
         stand_ins=tuple(each for each in stand_ins if each is not None),
         splits=splits,
+        custom=custom,
     )
+
+
+def _custom(request: OptimizationRequest, given: Given, settings: Settings) -> dict[str, catalogue.Custom]:
+    """The algorithms asked for that are not built in."""
+    return {
+        name: catalogue.Custom(name=name, source="an object of the caller", search=given.algorithms[name])
+        if name in given.algorithms
+        else catalogue.find(name, settings)
+        for name in request.algorithms
+        if name not in known_algorithms()
+    }
 
 
 def _request(options: Options) -> OptimizationRequest:
     names: list[str] = []
     for name in options.algorithms:
         names += AUTO if name == "auto" else [name]
-    for name in names:
-        if name not in known_algorithms():
-            raise UnknownName(f"there is no algorithm {name!r}; there are auto, {', '.join(known_algorithms())}")
     return OptimizationRequest(
         target=Target(id=options.target),
         objectives=tuple(Objective(metric=name, weight=weight) for name, weight in options.objectives),  # type: ignore[arg-type]
@@ -415,6 +429,10 @@ class Run:
     def job(self) -> Job:
         """What the engine carries out."""
         splits, request = self.prepared.splits, self.prepared.request
+        native = {name: NATIVE[name] for name in request.algorithms if name in NATIVE}
+        custom = catalogue.searches(
+            self.prepared.custom, identity=self.id, notebook=self.notebook, check=self.gateway.check
+        )
         return Job(
             id=self.id,
             request=request,
@@ -429,8 +447,9 @@ class Run:
             ledger=self.gateway,
             notebook=self.notebook,
             algorithms=Algorithms(
-                native={name: NATIVE[name] for name in request.algorithms if name in NATIVE},
+                native=native | custom,
                 opaque={name: self._opaque(name) for name in request.algorithms if name in TELEPROMPTERS},
+                aside=frozenset(custom),
             ),
             concurrency=self._concurrency,
             emit=self._told,
@@ -597,6 +616,7 @@ def resumed_run(
 
 def identities(prepared: Prepared) -> dict[str, Any]:
     """Hashes and versions of all that a result depends on."""
+    custom = {name: each.identity for name, each in prepared.custom.items()}
     return {
         "program": Candidate(predictors=state_of(prepared.target.module)).key,
         "data": dataset_hash(prepared.splits),
@@ -605,4 +625,5 @@ def identities(prepared: Prepared) -> dict[str, Any]:
         "judge_lm": prepared.judge.identity if prepared.judge else None,
         "metric": prepared.metric if isinstance(prepared.metric, str) else user_metric(prepared.metric).name,
         "versions": {name: importlib.metadata.version(name) for name in ("dspy-ratchet", "dspy", "gepa", "optuna")},
+        **({"algorithms": custom} if custom else {}),
     }

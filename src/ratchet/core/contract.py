@@ -110,7 +110,7 @@ class _Watch:
         Raises:
             BrokenContract: it was told often enough.
         """
-        self._tickets.discard(spent.values.get("ticket", 0))  # type: ignore[arg-type]
+        self._tickets.discard(spent.values.get("ticket", 0))
         self._refusals += 1
         if self._refusals > PATIENCE:
             raise self.broken(f"it went on asking after {PATIENCE} times BudgetSpent", "its finalists")
@@ -156,7 +156,8 @@ class _Watch:
                 self._generate(work)
                 return True
             case Together(requests) if isinstance(requests, tuple) and requests and within != "Together":
-                return any([self._parts(each, within="Together") for each in requests])
+                texts = [self._parts(each, within="Together") for each in requests]
+                return any(texts)
         allowed = {"": REQUESTS, "Start": "Evaluate, Generate or Together", "Together": "Evaluate or Generate"}[within]
         raise self.broken(f"it yielded {_short(work)}{' in a ' + within if within else ''}", allowed)
 

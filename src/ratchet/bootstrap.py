@@ -552,15 +552,19 @@ def new_run(
     settings: Settings,
     archive: SqlArchive,
     *,
+    identity: str | None = None,
     emit: Callable[[Event], None] = lambda event: None,
 ) -> Run:
     """A new optimization, stored and ready to be executed.
+
+    Args:
+        identity: Its id; a new one where it is left out.
 
     Raises:
         UserError: the request cannot be carried out; nothing was stored then.
     """
     prepared = prepare(options, given, settings)
-    identity = uuid.uuid4().hex[:12]
+    identity = identity or uuid.uuid4().hex[:12]
     # Built once before it is stored, so that a request that cannot work leaves nothing behind.
     Run(prepared, MemoryNotebook(), optimization_id=identity, spent_seconds=0.0)
     notebook = archive.start(
@@ -595,8 +599,9 @@ def resumed_run(
         BadRequest: the program, the model or the data is no longer what it was.
     """
     stored = archive.find(optimization_id)
-    if stored.request.get("kind") == "evaluation":
-        raise BadRequest(f"{stored.id} is an evaluation, not an optimization; run `ratchet evaluate` again")
+    for kind, command in (("evaluation", "evaluate"), ("comparison", "compare")):
+        if stored.request.get("kind") == kind:
+            raise BadRequest(f"{stored.id} holds no optimization, but one {kind}; run `ratchet {command}` again")
     if stored.request.get("kind") == "objects" and given.program is None:
         raise BadRequest(f"{stored.id} was begun from Python, with objects that no name here stands for")
     notebook = archive.open(stored.id)

@@ -164,6 +164,24 @@ def _link(name: str, address: Address, settings: Settings) -> Link:
     return Link(url=address.url, secret=secret, hosts=hosts, seconds=settings.algorithm_seconds)
 
 
+def any_search(name: str, settings: Settings) -> Search:
+    """The algorithm called ``name``, built in or not, as a search.
+
+    Raises:
+        UnknownName: there is none.
+        BadRequest: it owns its loop, cannot be imported, is no algorithm, or may not be asked.
+    """
+    if name in NATIVE:
+        return NATIVE[name]
+    if name in TELEPROMPTERS:
+        raise BadRequest(f"{name} owns its loop, so there are no turns of it to look at")
+    custom = find(name, settings)
+    if custom.link is not None:
+        return RemoteAlgorithm(link=custom.link, identity=f"check-{content_hash(name)[:6]}")
+    assert custom.search is not None
+    return custom.search
+
+
 def searches(
     custom: Mapping[str, Custom], *, identity: str, notebook: Notebook, check: Callable[[], None]
 ) -> dict[str, Search]:

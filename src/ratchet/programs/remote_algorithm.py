@@ -172,9 +172,10 @@ class Link:
             RatchetError: the optimization was stopped.
         """
         turn = message["turn"]
-        body = json.dumps(message, separators=(",", ":"), default=str).encode("ascii")
+        text = json.dumps(message, ensure_ascii=False, separators=(",", ":"), default=str)
+        body = text.encode("utf-8", "replace")  # half a character, which an LM may write, is no text in most languages
         if len(body) > MESSAGE_BYTES:
-            raise BadRequest(f"a message to {self.url} takes {len(body):,} bytes; at most {MESSAGE_BYTES:,} are sent")
+            raise broken(self.url, turn, "message", f"it takes {len(body):,} bytes; at most {MESSAGE_BYTES:,} are sent")
         return run(self._while_wanted(turn, body))
 
     async def _while_wanted(self, turn: int, body: bytes) -> bytes:
@@ -337,4 +338,4 @@ def read_answer(url: str, turn: int, body: bytes) -> Answer:
         name = ".".join(str(part) for part in first["loc"]) or "answer"
         shown = repr(first["input"])
         found = shown if len(shown) <= 80 else f"{shown[:77]}..."
-        raise broken(url, turn, name, f"{first['msg']}; found {found}") from error
+        raise broken(url, turn, name, f"{first['msg'].removeprefix('Value error, ')}; found {found}") from error

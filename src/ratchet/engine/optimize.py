@@ -292,8 +292,9 @@ class Optimizer:
         job, plan = self.job, self.plan
         assert plan is not None
         opaque = name in job.algorithms.opaque
-        # An optimizer that owns its loop does not know that its choice must still be validated.
-        reserve = min(allowance, math.ceil(len(self.validation) * plan.calls_per_run)) if opaque else 0
+        # What is not Ratchet's own does not know that its choice must still be validated.
+        foreign = opaque or name in job.algorithms.aside
+        reserve = min(allowance, math.ceil(len(self.validation) * plan.calls_per_run)) if foreign else 0
         self._begin(stage, allowance=allowance - reserve)
         problem = Problem(
             seed=start,
@@ -316,8 +317,8 @@ class Optimizer:
             found = await self.runner.drive(search, aside=name in job.algorithms.aside) or []
             if not found and (best := self.runner.best_known(self.validation)):
                 found = [best]
-            if self.runner.called_off:  # what of it got through is chance: it must not count from here on
-                self._begin(f"{stage}, validation", allowance=self.runner.left())
+            if self.runner.called_off or reserve:  # what of it got through is chance: it must not count from here on
+                self._begin(f"{stage}, validation", allowance=(self.runner.left() or 0) + reserve)
         for candidate in found:
             self.made_by.setdefault(candidate.key, name)
             if await self._validated(candidate, recorded=opaque):

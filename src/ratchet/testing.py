@@ -302,7 +302,7 @@ class SyntheticProblem:
                     reply = driver.reply(request)
                 except BudgetSpent as spent:
                     self.refused += 1
-                    if self.refused > PATIENCE:
+                    if self.refused > PATIENCE + 1:  # one that is watched is told before, with its turn
                         raise BrokenContract(f"it went on asking after {PATIENCE} times BudgetSpent") from spent
                     request = algorithm.throw(spent)
                 else:

@@ -77,7 +77,8 @@ def resume(identity: str, *, out: Path | None, as_json: bool, settings: Settings
     archive = open_archive(settings)
     stored = archive.find(identity)
     options = Options.from_json(stored.request["options"])
-    result = OptimizationResult.from_json(stored.result) if stored.result else None
+    ended = stored.result is not None and "optimization_id" in stored.result
+    result = OptimizationResult.from_json(stored.result) if ended and stored.result else None
     _carry_out(
         lambda listen: bootstrap.resumed_run(stored.id, Given(), settings, archive, emit=listen),
         options,

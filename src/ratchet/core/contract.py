@@ -10,7 +10,7 @@ from typing import Any
 
 from ratchet.core.algorithm import Algorithm, Evaluate, Generate, Search, Start, Together, Wait
 from ratchet.core.errors import BrokenContract, BudgetSpent, RatchetError
-from ratchet.core.problem import Candidate, PredictorState, Problem, canonical
+from ratchet.core.problem import Candidate, PredictorState, Problem
 
 PATIENCE = 10
 """How often a search may ask for more after it was told that the budget is spent."""
@@ -230,5 +230,5 @@ class _Watch:
 
 def _short(value: object, longest: int = 120) -> str:
     """``value`` as it may stand in a message."""
-    text = canonical(value) if isinstance(value, dict | list) else repr(value)
+    text = repr(value)
     return text if len(text) <= longest else f"{text[: longest - 3]}..."

@@ -91,22 +91,23 @@ class AllowedHosts:
             raise BadRequest(f"{url} is no address of an algorithm; give http://HOST:PORT/PATH or https://HOST/PATH")
         if parts.username is not None or parts.password is not None:
             raise BadRequest(f"the address of the algorithm at {host} holds a password; use --secret-env instead")
-        if not self._holds(host, port or {"http": 80, "https": 443}[parts.scheme]):
+        if not self.holds(host, port or {"http": 80, "https": 443}[parts.scheme]):
             listed = ", ".join(sorted(self.entries)) or "empty"
             raise BadRequest(
                 f"the host {host} of the algorithm {url} is not allowed; add it to RATCHET_ALGORITHM_HOSTS "
                 f"(now: {listed})"
             )
 
-    def _holds(self, host: str, port: int) -> bool:
+    def holds(self, host: str, port: int) -> bool:
+        """Whether the host is listed, with this port or with any."""
         return not self.entries.isdisjoint({host.lower(), f"{host.lower()}:{port}"})
 
-    def resolver(self) -> _Resolver:
+    def resolver(self) -> Resolver:
         """Looks names up, and refuses a name that leads to this machine without being listed as such."""
-        return _Resolver(self)
+        return Resolver(self)
 
 
-class _Resolver(ThreadedResolver):
+class Resolver(ThreadedResolver):
     """A listed name must not lead to what is not listed: this machine, or its neighbour's metadata service."""
 
     def __init__(self, hosts: AllowedHosts) -> None:
@@ -121,13 +122,18 @@ class _Resolver(ThreadedResolver):
         Raises:
             OSError: there are none, or one of them is not allowed.
         """
-        found = await super().resolve(host, port, family)
+        found = await self.look_up(host, port, family)
         for each in found if host.lower() != "localhost" else []:
             address = ipaddress.ip_address(each["host"].partition("%")[0])
+            address = getattr(address, "ipv4_mapped", None) or address
             inside = address.is_loopback or address.is_link_local or address.is_unspecified
-            if inside and not self._hosts._holds(str(address), port):
+            if inside and not self._hosts.holds(str(address), port):
                 raise OSError(f"{host} leads to {address}, which is not in RATCHET_ALGORITHM_HOSTS")
         return found
+
+    async def look_up(self, host: str, port: int, family: socket.AddressFamily) -> list[ResolveResult]:
+        """All addresses of ``host``, allowed or not."""
+        return await super().resolve(host, port, family)
 
 
 # --- one turn ---------------------------------------------------------------------------------------------------------

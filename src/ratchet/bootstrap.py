@@ -6,7 +6,7 @@ import importlib.metadata
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -15,7 +15,7 @@ from typing import Any
 import dspy
 from dspy.utils.exceptions import LMInvalidRequestError
 
-from ratchet import learned
+from ratchet import catalogue, learned
 from ratchet.algorithms import NATIVE
 from ratchet.algorithms.portfolio import portfolio
 from ratchet.analytics.knowledge import DEFAULT_TENANT, LessonStore, Start
@@ -136,6 +136,7 @@ class Given:
     splits: Splits | None = None
     lm: dspy.BaseLM | None = None
     reflection_lm: dspy.BaseLM | None = None
+    algorithms: Mapping[str, Search] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -151,10 +152,11 @@ class Prepared:
     reflection: NamedLM | None
     stand_ins: tuple[NamedLM, ...]
     splits: Splits
+    custom: Mapping[str, catalogue.Custom] = field(default_factory=dict)
 
 
 def known_algorithms() -> tuple[str, ...]:
-    """The names of all algorithms."""
+    """The names of all built-in algorithms."""
     return tuple(sorted((*NATIVE, *TELEPROMPTERS)))
 
 
@@ -173,6 +175,7 @@ def prepare(options: Options, given: Given, settings: Settings, *, splits: Split
             metrics=settings.metrics, traces=settings.traces, paces=PACES.snapshots
         )
     request = _request(options)
+    custom = _custom(request, given, settings)
     target = (
         targets.Target(module=given.program, text=options.target)
         if given.program is not None
@@ -193,16 +196,25 @@ def prepare(options: Options, given: Given, settings: Settings, *, splits: Split
         reflection=reflection,
         stand_ins=tuple(each for each in stand_ins if each is not None),
         splits=splits,
+        custom=custom,
     )
+
+
+def _custom(request: OptimizationRequest, given: Given, settings: Settings) -> dict[str, catalogue.Custom]:
+    """The algorithms asked for that are not built in."""
+    return {
+        name: catalogue.Custom(name=name, source="an object of the caller", search=given.algorithms[name])
+        if name in given.algorithms
+        else catalogue.find(name, settings)
+        for name in request.algorithms
+        if name not in known_algorithms()
+    }
 
 
 def _request(options: Options) -> OptimizationRequest:
     names: list[str] = []
     for name in options.algorithms:
         names += AUTO if name == "auto" else [name]
-    for name in names:
-        if name not in known_algorithms():
-            raise UnknownName(f"there is no algorithm {name!r}; there are auto, {', '.join(known_algorithms())}")
     return OptimizationRequest(
         target=Target(id=options.target),
         objectives=tuple(Objective(metric=name, weight=weight) for name, weight in options.objectives),  # type: ignore[arg-type]
@@ -444,6 +456,10 @@ class Run:
     def job(self) -> Job:
         """What the engine carries out."""
         splits, request = self.prepared.splits, self.prepared.request
+        native = {name: self._native(name) for name in request.algorithms if name in NATIVE}
+        custom = catalogue.searches(
+            self.prepared.custom, identity=self.id, notebook=self.notebook, check=self.gateway.check
+        )
         return Job(
             id=self.id,
             request=request,
@@ -458,8 +474,9 @@ class Run:
             ledger=self.gateway,
             notebook=self.notebook,
             algorithms=Algorithms(
-                native={name: self._native(name) for name in request.algorithms if name in NATIVE},
+                native=native | custom,
                 opaque={name: self._opaque(name) for name in request.algorithms if name in TELEPROMPTERS},
+                aside=frozenset(custom),
             ),
             concurrency=self._concurrency,
             emit=self._told,
@@ -575,9 +592,13 @@ def new_run(
     settings: Settings,
     archive: SqlArchive,
     *,
+    identity: str | None = None,
     emit: Callable[[Event], None] = lambda event: None,
 ) -> Run:
     """A new optimization, stored and ready to be executed.
+
+    Args:
+        identity: Its id; a new one where it is left out.
 
     Raises:
         UserError: the request cannot be carried out; nothing was stored then.
@@ -585,7 +606,7 @@ def new_run(
     prepared = prepare(options, given, settings)
     if isinstance(prepared.target.module, RemoteAgent) and prepared.reflection is None:
         raise BadRequest("the texts of a remote agent are rewritten by an LM; name one with --reflection-lm")
-    identity = uuid.uuid4().hex[:12]
+    identity = identity or uuid.uuid4().hex[:12]
     # Built once before it is stored, so that a request that cannot work leaves nothing behind.
     tried = Run(prepared, MemoryNotebook(), optimization_id=identity, spent_seconds=0.0)
     lessons = SqlLessons(archive)
@@ -623,8 +644,9 @@ def resumed_run(
         BadRequest: the program, the model or the data is no longer what it was.
     """
     stored = archive.find(optimization_id)
-    if stored.request.get("kind") == "evaluation":
-        raise BadRequest(f"{stored.id} is an evaluation, not an optimization; run `ratchet evaluate` again")
+    for kind, command in (("evaluation", "evaluate"), ("comparison", "compare")):
+        if stored.request.get("kind") == kind:
+            raise BadRequest(f"{stored.id} holds no optimization, but one {kind}; run `ratchet {command}` again")
     if stored.request.get("kind") == "objects" and given.program is None:
         raise BadRequest(f"{stored.id} was begun from Python, with objects that no name here stands for")
     notebook = archive.open(stored.id)
@@ -652,6 +674,7 @@ def resumed_run(
 
 def identities(prepared: Prepared) -> dict[str, Any]:
     """Hashes and versions of all that a result depends on."""
+    custom = {name: each.identity for name, each in prepared.custom.items()}
     return {
         "program": _program_identity(prepared),
         "data": dataset_hash(prepared.splits),
@@ -660,6 +683,7 @@ def identities(prepared: Prepared) -> dict[str, Any]:
         "judge_lm": prepared.judge.identity if prepared.judge else None,
         "metric": prepared.metric if isinstance(prepared.metric, str) else user_metric(prepared.metric).name,
         "versions": {name: importlib.metadata.version(name) for name in ("dspy-ratchet", "dspy", "gepa", "optuna")},
+        **({"algorithms": custom} if custom else {}),
     }
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from pydantic import SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 
@@ -16,6 +17,9 @@ class Settings(BaseSettings):
         models: Where local models are kept.
         database_url: A SQLAlchemy URL; by default a SQLite file in ``home``.
         mlflow: Whether optimizations are tracked in MLflow.
+        algorithm_hosts: Hosts whose algorithms may be asked, ``name`` or ``name:port``, with commas between them.
+        algorithm_secret: Signs what is said to an algorithm given by its URL.
+        algorithm_seconds: Patience with one turn of such an algorithm.
         metrics, traces: See ``ratchet.programs.telemetry.observer_from``.
     """
 
@@ -25,6 +29,9 @@ class Settings(BaseSettings):
     models: Path = Path.home() / ".cache" / "ratchet" / "models"
     database_url: str | None = None
     mlflow: bool = True
+    algorithm_hosts: str = ""
+    algorithm_secret: SecretStr = SecretStr("")
+    algorithm_seconds: float = 60.0
     metrics: str = ""
     traces: str = ""
 
@@ -32,6 +39,10 @@ class Settings(BaseSettings):
     def database(self) -> str:
         """The URL of the database."""
         return self.database_url or f"sqlite:///{self.home / 'ratchet.db'}"
+
+    def secret(self, variable: str | None) -> str:
+        """The secret in this environment variable; that of ``RATCHET_ALGORITHM_SECRET`` without one."""
+        return self.algorithm_secret.get_secret_value() if variable is None else os.environ.get(variable, "")
 
     @property
     def mlflow_tracking_uri(self) -> str:

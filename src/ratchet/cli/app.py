@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from ratchet.cli import flags
+from ratchet.cli import custom, flags
+from ratchet.cli.begin import begin as _settings
+from ratchet.cli.begin import examples as _examples
 from ratchet.cli.errors import Commands, say
 from ratchet.core.errors import BadRequest
 
@@ -22,13 +24,9 @@ app = typer.Typer(
 )
 models = typer.Typer(no_args_is_help=True, help="Local models: the weights that `--lm local` runs.")
 app.add_typer(models, name="models")
+app.add_typer(custom.algorithms, name="algorithms")
 lessons = typer.Typer(no_args_is_help=True, help="What optimizations taught; the next ones begin with it.")
 app.add_typer(lessons, name="lessons")
-
-
-def _examples(*lines: str) -> str:
-    """An epilog; a blank line keeps each example on its own."""
-    return "[bold]Examples[/]\n\n" + "\n\n".join(f"  {line}" for line in lines)
 
 
 def _version(wanted: bool) -> None:
@@ -54,17 +52,6 @@ def ratchet(
 ) -> None:
     """Makes DSPy programs better and proves it: search, sealed test, signed certificate."""
     ctx.obj = debug
-
-
-def _settings(ctx: typer.Context, *, no_mlflow: bool = False) -> Any:
-    from ratchet.cli.noise import quiet
-    from ratchet.settings import Settings, quiet_libraries
-
-    quiet_libraries()
-    if not ctx.obj:
-        quiet()
-    settings = Settings()
-    return settings.model_copy(update={"mlflow": False}) if no_mlflow else settings
 
 
 def _text(path: Path | None) -> str | None:
@@ -172,6 +159,9 @@ def optimize(
         fields=flags.fields(map),
     )
     work.optimize(options, out=out, as_json=json, settings=settings)
+
+
+app.command(epilog=custom.COMPARE_EXAMPLES)(custom.compare)
 
 
 @app.command(
@@ -307,15 +297,6 @@ def verify(
     from ratchet.cli import read
 
     read.verify(certificate, as_json=json, settings=settings)
-
-
-@app.command(epilog=_examples("ratchet algorithms", "ratchet algorithms --json"))
-def algorithms(ctx: typer.Context, json: flags.Json = False) -> None:
-    """The names that --algorithm takes."""
-    _settings(ctx)
-    from ratchet.cli import read
-
-    read.algorithms(as_json=json)
 
 
 @app.command(epilog=_examples("ratchet demo", "ratchet demo --max-calls 300 --algorithm gepa"))

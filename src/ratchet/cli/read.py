@@ -10,9 +10,11 @@ from rich.markup import escape
 
 from ratchet.algorithms import NATIVE
 from ratchet.bootstrap import AUTO, Options
+from ratchet.catalogue import listed
 from ratchet.cli import render, work
 from ratchet.cli.errors import say
 from ratchet.cli.front import front_view
+from ratchet.contest import KIND, Contest
 from ratchet.core.errors import UnknownName
 from ratchet.core.result import Front, OptimizationResult
 from ratchet.engine.archive import Optimization
@@ -29,6 +31,9 @@ def show(identity: str, *, diff: bool, front: bool, as_json: bool, settings: Set
     if archive is None:
         raise UnknownName(f"there is no optimization with id {identity!r}: nothing is stored in {settings.home}")
     stored = archive.find(identity)
+    if stored.request.get("kind") == KIND and stored.result is not None and not as_json:
+        render.show(render.contest_view(Contest.from_json(stored.result)))
+        return
     whole = stored.result is not None and "optimization_id" in stored.result
     result = OptimizationResult.from_json(stored.result) if whole and stored.result else None
     changes = prompt_diff(result.baseline, result.winner) if result and result.baseline and result.winner else {}
@@ -90,14 +95,15 @@ def verify(path: Path, *, as_json: bool, settings: Settings) -> None:
     render.show(f"signed by the holder of {verdict.public_key}")
 
 
-def algorithms(*, as_json: bool) -> None:
-    """The catalogue."""
+def algorithms(*, as_json: bool, settings: Settings) -> None:
+    """The catalogue. What packages bring is listed and not imported."""
     found: list[dict[str, Any]] = [{"name": "auto", "kind": "choice", "what": f"{' then '.join(AUTO)}"}]
     for name, search in sorted(NATIVE.items()):
         module = __import__(search.__module__, fromlist=["__doc__"])
         found.append({"name": name, "kind": "native", "what": _first_sentence(module.__doc__)})
     for name in TELEPROMPTERS:
         found.append({"name": name, "kind": "DSPy", "what": "DSPy's own, under Ratchet's budget and sealed test"})
+    found += listed(settings)
     if as_json:
         work.print_json(found)
         return

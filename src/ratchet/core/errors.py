@@ -14,6 +14,7 @@ RatchetError
 │   ├── LmUnavailable            an LM that stayed dead, slow or rate-limited through every retry
 │   └── StorageUnavailable       the database or the disk refused
 ├── BrokenContract               an algorithm that asked for what the contract does not allow
+│   └── BrokenProtocol           an algorithm behind a URL that lied, hung or sent what cannot be read
 └── BrokenOptimizer              one of DSPy's optimizers raised
 """
 
@@ -78,6 +79,10 @@ class StorageUnavailable(WorldFailure):
 
 class BrokenContract(RatchetError):
     """An algorithm broke the contract of ``ratchet.core.algorithm``."""
+
+
+class BrokenProtocol(BrokenContract):
+    """An algorithm behind a URL broke its protocol; ``turn`` and ``field`` in the values say where."""
 
 
 class BrokenOptimizer(RatchetError):

@@ -63,10 +63,17 @@ class OpaqueSearch(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Algorithms:
-    """The algorithms of one optimization, by name and in order; each either a generator or one that owns its loop."""
+    """The algorithms of one optimization, by name and in order; each either a generator or one that owns its loop.
+
+    Attributes:
+        native: Generators.
+        opaque: Those that own their loop.
+        aside: Names of generators that are not Ratchet's own: they may block, and so take their turns in a thread.
+    """
 
     native: Mapping[str, Search]
     opaque: Mapping[str, OpaqueSearch]
+    aside: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -319,8 +326,9 @@ class Optimizer:
         job, plan = self.job, self.plan
         assert plan is not None
         opaque = name in job.algorithms.opaque
-        # An optimizer that owns its loop does not know that its choice must still be validated.
-        reserve = min(allowance, math.ceil(len(self.validation) * plan.calls_per_run)) if opaque else 0
+        # What is not Ratchet's own does not know that its choice must still be validated.
+        foreign = opaque or name in job.algorithms.aside
+        reserve = min(allowance, math.ceil(len(self.validation) * plan.calls_per_run)) if foreign else 0
         self._begin(stage, allowance=allowance - reserve)
         problem = Problem(
             seed=start,
@@ -342,11 +350,12 @@ class Optimizer:
             used = allowance - reserve - max(0, job.ledger.left() or 0)
             self._begin(f"{stage}, validation", allowance=allowance - used)
         else:
-            found = await self.runner.drive(job.algorithms.native[name](problem, rng=rng)) or []
+            search = job.algorithms.native[name](problem, rng=rng)
+            found = await self.runner.drive(search, aside=name in job.algorithms.aside) or []
             if not found and (best := self.runner.best_known(self.validation)):
                 found = [best]
-            if self.runner.called_off:  # what of it got through is chance: it must not count from here on
-                self._begin(f"{stage}, validation", allowance=self.runner.left())
+            if self.runner.called_off or reserve:  # what of it got through is chance: it must not count from here on
+                self._begin(f"{stage}, validation", allowance=(self.runner.left() or 0) + reserve)
         for candidate in found:
             self.made_by.setdefault(candidate.key, name)
             if await self._validated(candidate, recorded=opaque):

@@ -6,10 +6,10 @@ import importlib.metadata
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import dspy
 from dspy.utils.exceptions import LMInvalidRequestError
@@ -18,7 +18,7 @@ from ratchet.algorithms import NATIVE
 from ratchet.core.errors import BadRequest, Cancelled, RatchetError, StorageUnavailable, UnknownName
 from ratchet.core.problem import Candidate, Example, Problem
 from ratchet.core.request import Constraints, Objective, OptimizationRequest, Target
-from ratchet.core.result import OptimizationResult, Spend
+from ratchet.core.result import OptimizationResult, Spend, Status
 from ratchet.engine.archive import Event, Notebook, Optimization
 from ratchet.engine.optimize import Algorithms, Job, Optimizer, with_spend
 from ratchet.programs import targets, telemetry
@@ -36,6 +36,10 @@ from ratchet.programs.teleprompter import TELEPROMPTERS, compile_with
 from ratchet.settings import Settings, quiet_libraries
 from ratchet.storage.memory import MemoryNotebook
 from ratchet.storage.sql import SqlArchive
+
+if TYPE_CHECKING:
+    from ratchet.desk import Desk
+    from ratchet.workflows import Worker
 
 AUTO = ("miprov2", "gepa")
 """What ``auto`` stands for until it can choose by what was measured."""
@@ -109,12 +113,17 @@ class Options:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Given:
-    """What a library caller hands over as objects; a command line has none of it."""
+    """What a library caller or the service hands over as objects; a command line has none of it.
+
+    Attributes:
+        rows: Rows of a stored data set, by the name of the option whose file they stand for.
+    """
 
     program: dspy.Module | None = None
     metric: Callable[..., Any] | None = None
     examples: Sequence[Example] | None = None
     splits: Splits | None = None
+    rows: Mapping[str, Sequence[Row]] = field(default_factory=dict)
     lm: dspy.BaseLM | None = None
     reflection_lm: dspy.BaseLM | None = None
 
@@ -252,6 +261,9 @@ def _splits(options: Options, given: Given, module: dspy.Module) -> Splits:
         if file is not None:
             rename = dict(options.fields)
             parts[name] = examples_for(module, read_rows(file), metric=options.metric, rename=rename, file=file)
+    for name, rows in given.rows.items():
+        rename = dict(options.fields)
+        parts[name] = examples_for(module, rows, metric=options.metric, rename=rename, file=name)
     if given.examples is not None:
         parts["data"] = given.examples
     if not parts:
@@ -283,6 +295,7 @@ class Run:
         self.prepared = prepared
         self.notebook = notebook
         self._emit = emit
+        self._stopped_as: Status = "cancelled"
         self._began = self._banked = time.monotonic()
         self._spent_seconds = spent_seconds
         options, constraints = prepared.options, prepared.request.constraints
@@ -374,8 +387,13 @@ class Run:
 
         self._emit = tell
 
-    def cancel(self) -> None:
-        """Stop cleanly, soon; what was recorded stays, and ``resume`` goes on from there."""
+    def cancel(self, status: Status = "cancelled") -> None:
+        """Stop cleanly, soon; what was recorded stays, and ``resume`` goes on from there.
+
+        Args:
+            status: What is stored then.
+        """
+        self._stopped_as = status
         self.gateway.cancel()
 
     async def _write(self, prompt: str, temperature: float, number: int) -> str:
@@ -455,7 +473,7 @@ class Run:
 
         Raises:
             RatchetError: it failed, or was stopped; the status says so too.
-            BadRequest: another process is working on it.
+            InUse: another process is working on it.
         """
         with self.notebook.claimed():
             try:
@@ -476,7 +494,7 @@ class Run:
                 self.gateway.land()
             result = with_spend(found, self.spend())
         except (Cancelled, KeyboardInterrupt):
-            self._stop("cancelled", "")
+            self._stop(self._stopped_as, "")
             raise
         except Exception as error:
             self._stop("failed", f"{type(error).__name__}: {error}")
@@ -533,9 +551,10 @@ def new_run(
     settings: Settings,
     archive: SqlArchive,
     *,
+    status: Status = "running",
     emit: Callable[[Event], None] = lambda event: None,
 ) -> Run:
-    """A new optimization, stored and ready to be executed.
+    """A new optimization, stored as ``status`` and ready to be executed.
 
     Raises:
         UserError: the request cannot be carried out; nothing was stored then.
@@ -547,7 +566,7 @@ def new_run(
     notebook = archive.start(
         Optimization(
             id=identity,
-            status="running",
+            status=status,
             created_at=datetime.now(UTC),
             request={
                 "options": options.to_json(),
@@ -606,3 +625,22 @@ def identities(prepared: Prepared) -> dict[str, Any]:
         "metric": prepared.metric if isinstance(prepared.metric, str) else user_metric(prepared.metric).name,
         "versions": {name: importlib.metadata.version(name) for name in ("dspy-ratchet", "dspy", "gepa", "optuna")},
     }
+
+
+def open_desk(settings: Settings) -> Desk:
+    """The service's desk, with its queue.
+
+    Raises:
+        StorageUnavailable: the database cannot be opened.
+    """
+    from ratchet.desk import Desk
+    from ratchet.workflows import Dispatcher
+
+    return Desk(settings, open_archive(settings), Dispatcher(settings), clock=lambda: datetime.now(UTC))
+
+
+def new_worker(desk: Desk, settings: Settings, *, say: Callable[[str], None]) -> Worker:
+    """A worker of this process, on the desk's own database."""
+    from ratchet.workflows import Dispatcher, Worker
+
+    return Worker(settings, desk.archive, desk.jobs, Dispatcher(settings), say=say)

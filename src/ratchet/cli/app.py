@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ratchet.cli import flags
+from ratchet.cli import flags, serving
 from ratchet.cli.errors import Commands, say
 from ratchet.core.errors import BadRequest
 
@@ -22,6 +22,10 @@ app = typer.Typer(
 )
 models = typer.Typer(no_args_is_help=True, help="Local models: the weights that `--lm local` runs.")
 app.add_typer(models, name="models")
+app.command("serve")(serving.serve)
+app.command("worker")(serving.worker)
+app.add_typer(serving.keys, name="keys")
+app.add_typer(serving.audit, name="audit")
 
 
 def _examples(*lines: str) -> str:

@@ -10,7 +10,7 @@ from ratchet.core.evaluation import Evaluations
 from ratchet.core.problem import Candidate
 from ratchet.core.statistics import Comparison
 
-Status = Literal["improved", "no_proven_gain", "declined", "failed", "cancelled", "running"]
+Status = Literal["improved", "no_proven_gain", "declined", "failed", "cancelled", "running", "queued", "paused"]
 """How an optimization stands. Only ``improved`` claims a gain."""
 
 

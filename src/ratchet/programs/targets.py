@@ -48,7 +48,7 @@ def resolve_target(text: str, *, kind: str = "predict", instructions: str | None
 
     Args:
         text: ``pkg.module:attribute``, ``file.py:attribute`` (an instance, a class or a factory), an inline signature
-            such as ``"text -> label: Literal['a', 'b']"``, or the JSON of a program that Ratchet saved.
+            such as ``"text -> label: Literal['a', 'b']"``, or a program that Ratchet saved: the file, or its JSON.
         kind: ``predict`` or ``cot``; the module for an inline signature.
         instructions: Instructions for an inline signature.
 
@@ -56,6 +56,8 @@ def resolve_target(text: str, *, kind: str = "predict", instructions: str | None
         UnknownName: there is nothing under this name.
         BadRequest: what is there is no program.
     """
+    if text.startswith("{"):
+        return _from_json("the saved program", text)
     if "->" in text:
         return _inline(text, kind, instructions)
     if text.endswith(".json"):
@@ -144,12 +146,19 @@ def _saved(path: Path) -> Target:
     if not path.is_file():
         raise UnknownName(f"the program file {path} is not there")
     try:
-        state = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, UnicodeDecodeError) as error:
+        return _from_json(str(path), path.read_text(encoding="utf-8"))
+    except UnicodeDecodeError as error:
+        raise BadRequest(f"{path} is no JSON: {error}") from error
+
+
+def _from_json(path: str, content: str) -> Target:
+    try:
+        state = json.loads(content)
+    except ValueError as error:
         raise BadRequest(f"{path} is no JSON: {error}") from error
     try:
         text, kind, instructions = (state[SECTION][name] for name in ("target", "kind", "instructions"))
-        if not isinstance(text, str) or text.endswith(".json"):
+        if not isinstance(text, str) or text.endswith(".json") or text.startswith("{"):
             raise TypeError(text)
     except (KeyError, TypeError) as error:
         raise BadRequest(

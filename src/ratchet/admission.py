@@ -1,4 +1,4 @@
-"""What a request over the network may name: nothing that runs code, reads files or calls hosts without being allowed."""
+"""What a request over the network may name: nothing that runs code, reads files or calls hosts unless allowed."""
 
 from __future__ import annotations
 
@@ -39,12 +39,14 @@ def check_signature(text: str) -> None:
         raise BadRequest("a signature has one '->', as in 'question -> answer'", field="signature", value=text)
     for side in sides:
         try:
-            arguments = ast.parse(f"def f({side.strip()}): pass").body[0]
+            body = ast.parse(f"def f({side.strip()}): pass").body
         except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
             raise BadRequest(
                 f"the signature {text!r} is not understood: {error}", field="signature", value=text
             ) from error
-        for node in ast.walk(arguments):
+        if len(body) != 1 or not isinstance(body[0], ast.FunctionDef) or not isinstance(body[0].body[0], ast.Pass):
+            raise BadRequest(f"the signature {text!r} is more than fields and their types", field="signature", value=text)
+        for node in ast.walk(body[0].args):
             if isinstance(node, ast.Attribute) or (isinstance(node, ast.Name) and node.id not in TYPES):
                 raise BadRequest(
                     f"the signature names {ast.unparse(node)!r}, and only plain types are taken: "

@@ -45,7 +45,9 @@ def check_signature(text: str) -> None:
                 f"the signature {text!r} is not understood: {error}", field="signature", value=text
             ) from error
         if len(body) != 1 or not isinstance(body[0], ast.FunctionDef) or not isinstance(body[0].body[0], ast.Pass):
-            raise BadRequest(f"the signature {text!r} is more than fields and their types", field="signature", value=text)
+            raise BadRequest(
+                f"the signature {text!r} is more than fields and their types", field="signature", value=text
+            )
         for node in ast.walk(body[0].args):
             if isinstance(node, ast.Attribute) or (isinstance(node, ast.Name) and node.id not in TYPES):
                 raise BadRequest(

@@ -33,9 +33,7 @@ def csv(n: int) -> bytes:
         ("application/vnd.apache.parquet", parquet(30)),
     ],
 )
-def test_the_same_rows_are_the_same_data_set_however_they_are_written(
-    house: House, kind: str, content: bytes
-) -> None:
+def test_the_same_rows_are_the_same_data_set_however_they_are_written(house: House, kind: str, content: bytes) -> None:
     first = house.upload("first", data(30)).json()
     answer = house.upload("mails", content, kind=kind)
     assert answer.status_code == 201

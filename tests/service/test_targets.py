@@ -57,7 +57,12 @@ def test_a_signature_imports_nothing(house: House, signature: str) -> None:
 
 @pytest.mark.parametrize(
     "signature",
-    ["a -> b", "a: str, b: int -> c: list[str], d: dict[str, float]", "q -> a: Literal['x', \"y\"]", "a -> b: int | None"],
+    [
+        "a -> b",
+        "a: str, b: int -> c: list[str], d: dict[str, float]",
+        "q -> a: Literal['x', \"y\"]",
+        "a -> b: int | None",
+    ],
 )
 def test_plain_signatures_are_taken(signature: str) -> None:
     check_signature(signature)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
-from collections.abc import AsyncIterator
-from contextlib import suppress
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager, suppress
 
 from ratchet.core.errors import StorageUnavailable
 from ratchet.desk import Desk
@@ -20,40 +20,41 @@ AT_ONCE = 200
 
 
 class Pulse:
-    """Wakes listeners when something happened in their optimization, in this process or in another."""
+    """Rings for listeners when something happened in their optimization, in this process or in another."""
 
     def __init__(self, desk: Desk) -> None:
         self._desk = desk
-        self._waiting: dict[str, set[asyncio.Event]] = defaultdict(set)
+        self._bells: dict[str, set[asyncio.Event]] = defaultdict(set)
 
     async def run(self) -> None:
         """Look for news until cancelled."""
         place: int | None = None
         while True:
             await asyncio.sleep(PULSE_SECONDS)
-            if not self._waiting:
+            if not self._bells:
                 place = None
                 continue
             with suppress(StorageUnavailable):  # listeners meet it themselves
                 if place is None:
                     place = await asyncio.to_thread(self._desk.jobs.newest_place)
-                place, changed = await asyncio.to_thread(self._desk.jobs.news, after=place)
-                for identity in changed & self._waiting.keys():
-                    for event in self._waiting[identity]:
-                        event.set()
+                    changed = set(self._bells)  # something may have happened since they looked
+                else:
+                    place, changed = await asyncio.to_thread(self._desk.jobs.news, after=place)
+                for identity in changed & self._bells.keys():
+                    for bell in self._bells[identity]:
+                        bell.set()
 
-    async def wait(self, identity: str) -> None:
-        """Return when something happened, or might have."""
-        event = asyncio.Event()
-        self._waiting[identity].add(event)
+    @contextmanager
+    def bell(self, identity: str) -> Iterator[asyncio.Event]:
+        """What rings when something happened, or might have."""
+        bell = asyncio.Event()
+        self._bells[identity].add(bell)
         try:
-            await asyncio.wait_for(event.wait(), PATIENCE_SECONDS)
-        except TimeoutError:
-            return
+            yield bell
         finally:
-            self._waiting[identity].discard(event)
-            if not self._waiting[identity]:
-                del self._waiting[identity]
+            self._bells[identity].discard(bell)
+            if not self._bells[identity]:
+                del self._bells[identity]
 
 
 async def follow(desk: Desk, pulse: Pulse, *, tenant: str, identity: str, after: int) -> AsyncIterator[Told | None]:
@@ -62,14 +63,18 @@ async def follow(desk: Desk, pulse: Pulse, *, tenant: str, identity: str, after:
     It ends when the optimization has come to rest and all was told.
     """
     place: int | None = None
-    while True:
-        job = await asyncio.to_thread(desk.jobs.find, tenant, identity)
-        told = await asyncio.to_thread(desk.jobs.events, identity, after=after, place=place, limit=AT_ONCE)
-        for event in told:
-            yield event
-            after, place = event.sequence, event.place
-        if not told:
+    with pulse.bell(identity) as bell:
+        while True:
+            bell.clear()  # before looking, so that nothing that comes now is slept through
+            job = await asyncio.to_thread(desk.jobs.find, tenant, identity)
+            told = await asyncio.to_thread(desk.jobs.events, identity, after=after, place=place, limit=AT_ONCE)
+            for event in told:
+                yield event
+                after, place = event.sequence, event.place
+            if told:
+                continue
             if job.ended:  # known before the events were read, so that none can have come since
                 return
             yield None
-            await pulse.wait(identity)
+            with suppress(TimeoutError):
+                await asyncio.wait_for(bell.wait(), PATIENCE_SECONDS)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import ipaddress
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import uvicorn
 
@@ -76,7 +77,8 @@ def serve(settings: Settings, *, host: str, port: int, with_worker: bool, say: C
             timeout_graceful_shutdown=STOPPING_SECONDS,
             ws_max_size=65536,
         )
-        uvicorn.Server(config).run()
+        with _on_signals(lambda: None):  # Uvicorn raises again, when it is done, what it was stopped by
+            uvicorn.Server(config).run()
     finally:
         desk.close()
 
@@ -85,15 +87,24 @@ def work(settings: Settings, *, say: Callable[[str], None]) -> None:
     """Work on optimizations until stopped; others go on with what is left."""
     desk = open_desk(settings)
     stopped = threading.Event()
-    before = {number: signal.signal(number, lambda *_: stopped.set()) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        worker = new_worker(desk, settings, say=say)
-        worker.start()
-        say(f"worker {worker.id} is at work")
-        stopped.wait()
-        say("stopping after the requests under way")
-        worker.close(seconds=STOPPING_SECONDS)
+        with _on_signals(stopped.set):
+            worker = new_worker(desk, settings, say=say)
+            worker.start()
+            say(f"worker {worker.id} is at work")
+            stopped.wait()
+            say("stopping after the requests under way")
+            worker.close(seconds=STOPPING_SECONDS)
+    finally:
+        desk.close()
+
+
+@contextmanager
+def _on_signals(then: Callable[[], None]) -> Iterator[None]:
+    """Have ``then`` called on Ctrl-C and SIGTERM."""
+    before = {number: signal.signal(number, lambda *_: then()) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-        desk.close()

@@ -151,19 +151,27 @@ def test_what_fails_says_why_and_can_go_on_when_the_cause_is_gone(shop: Shop) ->
     assert shop.until(job, lambda now: now.ended and now.status != "failed").attempt == 2
 
 
-def test_what_was_stored_but_never_reached_the_queue_is_worked_on(shop: Shop) -> None:
-    class Lost:
-        def enqueue(self, job: Job) -> None:
-            return
+class Lost:
+    """A queue that loses everything."""
 
-        def cancel(self, job: Job) -> None:
-            return
+    def enqueue(self, job: Job) -> None:
+        """Lose it."""
 
-        def close(self) -> None:
-            return
+    def cancel(self, job: Job) -> None:
+        """There is nothing to take out."""
 
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+def test_what_got_lost_between_two_steps_is_found(shop: Shop) -> None:
     kept, shop.desk._queue = shop.desk._queue, Lost()
-    job = shop.optimize()
+    never_queued = shop.optimize()
     shop.desk._queue = kept
+    begun = shop.optimize(seed=1)
+    shop.desk.jobs.begin(actor(), begun.id, 1)  # by a worker that could not even say that it failed
+    kept.cancel(begun)
+    assert shop.now(begun).status == "running"
     shop.begin()
-    assert shop.until(job, ended).status in ("improved", "no_proven_gain")
+    assert shop.until(never_queued, ended).attempt == 1
+    assert shop.until(begun, ended).attempt == 2

@@ -69,9 +69,9 @@ class PostgresServer:
         self._folder.mkdir(parents=True, exist_ok=True)
         if os.getuid() == 0:
             os.chown(self._folder, pwd.getpwnam("nobody").pw_uid, -1)
-        initdb = [there / "initdb", "-D", self._folder / "data", "-U", "ratchet", "-A", "trust", "-N", "-E", "UTF8"]
+        options = ["-D", str(self._folder / "data"), "-U", "ratchet", "-A", "trust", "-N", "-E", "UTF8", "--locale=C"]
         subprocess.run(
-            [*initdb, "--locale=C"],
+            [str(there / "initdb"), *options],
             check=True,
             capture_output=True,
             preexec_fn=_somebody_else(),

@@ -12,9 +12,10 @@ import threading
 import time
 import traceback
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from itertools import chain, repeat
 from pathlib import Path
 
 import sqlalchemy as sa
@@ -43,8 +44,10 @@ LOOK_SECONDS = 0.5
 """How often a worker looks for what shall stop."""
 ROLL_CALL_SECONDS = 3.0
 """How often a worker looks for others that died."""
+SEARCH_SECONDS = 30.0
+"""How often a worker looks for what got lost."""
 RETRIES = (1.0, 2.0, 4.0, 8.0, 16.0)
-"""Seconds before each new try when the database refused."""
+"""Seconds before each new try when the database refused; the last one again and again."""
 
 
 def workflow_database(settings: Settings) -> str:
@@ -83,6 +86,13 @@ class Dispatcher:
     def cancel(self, job: Job) -> None:
         """Take ``job`` out of the queue, if no worker has it yet."""
         self._client.cancel_workflow(_name(job))
+
+    def without_workflow(self, jobs: Sequence[Job]) -> list[Job]:
+        """Those of ``jobs`` that are neither in the queue nor with a worker."""
+        names = [_name(job) for job in jobs]
+        found = self._client.list_workflows(workflow_ids=names, load_input=False, load_output=False) if names else []
+        active = {workflow.workflow_id for workflow in found if workflow.status in ("ENQUEUED", "PENDING", "DELAYED")}
+        return [job for job in jobs if _name(job) not in active]
 
     def close(self) -> None:
         """Give back the connections."""
@@ -155,8 +165,7 @@ class Worker:
                 polling_interval_sec=0.25,
                 on_conflict="always_update",
             )
-        for job in self._jobs.waiting():  # stored, and perhaps not in the queue yet when a process died
-            self._dispatcher.enqueue(job)
+        self._find_lost()
         self._watching.start()
 
     def close(self, *, seconds: float = 30.0) -> None:
@@ -186,21 +195,22 @@ class Worker:
 
     def _work(self, identity: str, attempt: int, actor: Actor) -> str:
         """Carry on with one optimization until it comes to rest; how it stands then."""
-        if self._jobs.begin(actor, identity, attempt) is None:
-            return "not wanted any more"
-        waits = list(RETRIES)
+        waits = chain(RETRIES, repeat(RETRIES[-1]))
         while True:
             try:
-                status, reason = self._carry_on(identity)
-                break
+                return self._try(identity, attempt, actor)
             except InUse:  # whoever had it before lets go of it soon
                 time.sleep(LOOK_SECONDS)
-            except StorageUnavailable:
-                if not waits:
+            except StorageUnavailable:  # nothing can be kept, not even that it failed
+                if self._closing.wait(next(waits)):
                     raise
-                time.sleep(waits.pop(0))
+
+    def _try(self, identity: str, attempt: int, actor: Actor) -> str:
+        if self._jobs.begin(actor, identity, attempt) is None:
+            return "not wanted any more"
+        status, reason = self._carry_on(identity)
         if status == "queued":
-            job = self._jobs.hand_over(actor, identity)
+            job = self._jobs.put_back(actor, identity)
             if job.status == "queued":
                 self._dispatcher.enqueue(job)
             return "handed over"
@@ -252,13 +262,16 @@ class Worker:
     # --- the watch ---------------------------------------------------------------------------------------------------
 
     def _watch(self) -> None:
-        called = time.monotonic()
+        called = searched = time.monotonic()
         while not self._closing.wait(LOOK_SECONDS):
-            with suppress(StorageUnavailable):  # the next look will tell
+            with suppress(StorageUnavailable, sa.exc.SQLAlchemyError):  # the next look will tell
                 self._stop_unwanted()
                 if time.monotonic() - called > ROLL_CALL_SECONDS:
                     called = time.monotonic()
                     self._take_over()
+                if time.monotonic() - searched > SEARCH_SECONDS:
+                    searched = time.monotonic()
+                    self._find_lost()
 
     def _stop_unwanted(self) -> None:
         under_way = dict(self._under_way)
@@ -279,6 +292,13 @@ class Worker:
                 self._archive.claims.release(self._claim(worker))
             if found:
                 self._say(f"worker {worker} died; {len(found)} optimizations of it go on")
+
+    def _find_lost(self) -> None:
+        """Put in the queue what should be there and is not: a process died, or the database, between two steps."""
+        unsettled = self._jobs.unsettled()
+        for job in self._dispatcher.without_workflow(unsettled):
+            actor = replace(self._actor, tenant=job.tenant)
+            self._dispatcher.enqueue(self._jobs.put_back(actor, job.id) if job.status == "running" else job)
 
     def _claim(self, worker: str) -> str:
         return f"worker-{worker}"

@@ -247,12 +247,14 @@ class Jobs:
             self._update(change, job, "optimization.end", reason=reason, settled=job.attempt)
             return replace(job, reason=reason)
 
-    def hand_over(self, actor: Actor, identity: str) -> Job:
-        """Put it in the queue again because this worker stops."""
+    def put_back(self, actor: Actor, identity: str) -> Job:
+        """Put it in the queue again, because its worker stops or was lost; not when it has come to rest."""
         with self._audit.change(actor) as change:
             job = self._job(change.connection, None, identity)
-            if job.status == "queued":
-                self._update(change, job, "optimization.hand_over", attempt=job.attempt + 1)
+            if job.status not in ("queued", "running"):
+                return job
+            self._set_status(change.connection, identity, "queued")
+            self._update(change, job, "optimization.put_back", attempt=job.attempt + 1)
             return self._job(change.connection, None, identity)
 
     def unwanted(self, identities: list[str]) -> dict[str, Status]:
@@ -261,9 +263,9 @@ class Jobs:
         with self._archive.transaction() as connection:
             return {row.id: STOPPED[cast(Wanted, row.wanted)] for row in connection.execute(query)}
 
-    def waiting(self) -> list[Job]:
-        """Everything that is in a queue."""
-        query = self._query().where(optimizations.c.status == "queued", jobs.c.wanted == "run")
+    def unsettled(self) -> list[Job]:
+        """Everything that waits, or is worked on."""
+        query = self._query().where(jobs.c.settled < jobs.c.attempt)
         with self._archive.transaction() as connection:
             return [_job(row) for row in connection.execute(query).mappings()]
 

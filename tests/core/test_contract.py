@@ -60,7 +60,7 @@ ELSEWHERE = Example(inputs={"question": "q?"}, labels={"answer": "a"})
 @pytest.mark.parametrize(
     ("make", "found", "expected"),
     [
-        (lambda p: "more", "it yielded 'more'", "Evaluate, Generate, Together, Start or Wait"),
+        (lambda p: "more", "it yielded 'more'", "Evaluate, Generate, Together, Start, Wait or Tell"),
         (lambda p: None, "it yielded None", "Evaluate"),
         (lambda p: Evaluate("text", p.train), "Evaluate.candidate is 'text'", "a Candidate"),  # type: ignore[arg-type]
         (lambda p: Evaluate(p.seed, ()), "Evaluate.examples is ()", "at least one"),

@@ -78,7 +78,7 @@ def genetic(
         rates=Rates(variation.operators),
         tried={problem.seed.key},
     )
-    under_way: Parts[None] = Parts(in_turn=True)
+    under_way: Parts[None] = Parts(slots=problem.slots)
     steps: Steps[None] | None = herd.run(problem.seed, len(order))
     while not herd.solved:
         try:

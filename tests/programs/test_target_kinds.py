@@ -612,3 +612,15 @@ def test_an_a2a_agent_is_tuned_from_its_spec(tmp_path: Path) -> None:
     assert agent.sorter.asked[0]["components"] == {"system": TEXT}
     assert len(agent.sorter.asked) < run.notebook.journal.sent().calls <= 160
     assert run.spend().usd is None
+
+
+# --- the table --------------------------------------------------------------------------------------------------------
+
+
+def test_every_row_of_the_table_has_its_test_and_every_kind_its_row() -> None:
+    table = Path(__file__).parents[2] / "docs" / "reference" / "targets.md"
+    rows = re.findall(r"^\|.*\| `(test_\w+)` \|$", table.read_text(encoding="utf-8"), re.MULTILINE)
+    tests = {name for name in globals() if name.startswith("test_") and "tuned" in name}
+    assert len(rows) == len(set(rows))
+    assert tests <= set(rows)
+    assert set(rows) <= globals().keys()

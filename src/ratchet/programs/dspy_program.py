@@ -57,13 +57,18 @@ def state_of(module: dspy.Module, *, tune_tools: bool = False) -> dict[str, Pred
     states = {
         name: PredictorState(
             instructions=boxes.instructions(predictor),
-            demos=tuple(plain(dict(demo)) for demo in predictor.demos),
+            demos=tuple(plain(dict(demo)) for demo in predictor.demos if takes_demos(predictor)),
         )
         for name, predictor in module.named_predictors()
     }
     if tune_tools:
         states |= {name: PredictorState(instructions=text) for name, text in boxes.texts().items()}
     return states
+
+
+def takes_demos(predictor: dspy.Predict) -> bool:
+    """Whether demos have a place in the prompt of ``predictor``."""
+    return bool(getattr(predictor, "takes_demos", True))
 
 
 def _field(name: str, info: Any) -> FieldSpec:
@@ -85,7 +90,7 @@ def specs_of(module: dspy.Module, *, tune_tools: bool = False) -> tuple[Predicto
             name=name,
             inputs=tuple(_field(key, info) for key, info in predictor.signature.input_fields.items()),
             outputs=tuple(_field(key, info) for key, info in predictor.signature.output_fields.items()),
-            takes_demos=getattr(predictor, "takes_demos", True),
+            takes_demos=takes_demos(predictor),
             text=getattr(predictor, "text", ""),
         )
         for name, predictor in module.named_predictors()

@@ -11,7 +11,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -22,6 +21,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from ratchet.core.errors import BadRequest, UnknownName
+from ratchet.programs.lm import secret
 
 Kind = Literal["http", "openai", "a2a"]
 _PLACE = re.compile(r"\{\{\s*(inputs|components)(?:\.(\w+))?\s*\}\}")
@@ -210,12 +210,15 @@ class AgentSpec(_Strict):
         Raises:
             BadRequest: a variable is not set.
         """
+        values = {}
         for name, header in self.headers.items():
-            if not os.environ.get(header.env):
+            value = secret(header.env)
+            if not value:
                 raise BadRequest(
                     f"the agent {self.name} needs the environment variable {header.env} for its header {name}; set it"
                 )
-        return {name: header.prefix + os.environ[header.env] for name, header in self.headers.items()}
+            values[name] = header.prefix + value
+        return values
 
     def to_json(self) -> dict[str, Any]:
         """The spec as JSON data; it holds no secret."""

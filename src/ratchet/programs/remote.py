@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Mapping
+from importlib import import_module
 from typing import Any, Literal, Protocol
 
 import aiohttp
@@ -109,10 +110,11 @@ def transport_of(spec: AgentSpec) -> Transport:
     if spec.kind != "a2a":
         return Http(spec)
     try:
-        from ratchet.programs.a2a_transport import A2A
+        # Only now: the SDK is an extra.
+        transport: Transport = import_module("ratchet.programs.a2a_transport").A2A(spec)
     except ImportError as error:
         raise BadRequest("agents of kind a2a need the extra: pip install 'dspy-ratchet[a2a]'") from error
-    return A2A(spec)
+    return transport
 
 
 class _Engine:

@@ -546,9 +546,14 @@ def test_an_image_is_an_input(tmp_path: Path) -> None:
         kinds.update(type(part).__name__ for part in asked.request.messages[-1].parts)
         return by_magic(asked)
 
-    result, _ = optimized(dspy.Predict(Look), script, tmp_path, data=data)
+    result, run = optimized(dspy.Predict(Look), script, tmp_path, data=data)
     gained(result, "self")
     assert "ImagePart" in kinds
+    demo = {"picture": url, "text": "#1", "label": "birch"}
+    shown = run.program.seed.with_demos("self", [demo], origin="by hand")
+    module = run.program.export(shown)
+    assert isinstance(module.demos[0]["picture"], dspy.Image)
+    assert run.program.state_of(module) == dict(shown.predictors)
 
 
 def _mapped(change: Callable[[Example], Example]) -> Splits:

@@ -37,6 +37,8 @@ def plain(value: Any) -> Any:
     """``value`` as JSON data."""
     if isinstance(value, dspy.Example | dspy.Prediction):
         return {name: plain(part) for name, part in value.toDict().items()}
+    if isinstance(value, dspy.Image):
+        return value.url
     if hasattr(value, "model_dump"):
         return value.model_dump(mode="json")
     if isinstance(value, Mapping):
@@ -319,7 +321,12 @@ def applied(module: dspy.Module, candidate: Candidate) -> dspy.Module:
         text = state.instructions if listing is None else written(state.instructions, listing.tools)
         if predictor.signature.instructions != text:
             predictor.signature = predictor.signature.with_instructions(text)
-        predictor.demos = [dspy.Example(dict(demo)) for demo in state.demos]
+        shown = {key: info.annotation for key, info in predictor.signature.fields.items()}
+        pictures = {key: _converter(kind) for key, kind in shown.items() if _model_in(kind) is dspy.Image}
+        predictor.demos = [
+            dspy.Example({key: pictures.get(key, _as_it_is)(value) for key, value in demo.items()})
+            for demo in state.demos
+        ]
     return other
 
 

@@ -99,7 +99,9 @@ def country(city: str) -> str:
 
 @given(st.lists(st.booleans(), max_size=8))
 def test_calls_stand_where_they_happened(events: list[bool]) -> None:
-    calls, steps, order = Calls([]), [], []
+    calls = Calls([])
+    steps: list[Step] = []
+    order: list[Step] = []
     for number, is_call in enumerate(events):
         step = Step(predictor=str(number), inputs={}, outputs={})
         order.append(step)

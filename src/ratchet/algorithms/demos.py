@@ -209,6 +209,22 @@ def even(examples: Sequence[Example], *, size: int, rng: random.Random) -> list[
     return balanced(distinct, lambda example: _among(classes, label_parts(example.labels)), size=size, rng=rng)
 
 
+def even_demos(
+    spec: PredictorSpec, pool: Sequence[Fields], *, size: int, rng: random.Random, already: Sequence[Fields] = ()
+) -> list[Fields]:
+    """Up to ``size`` of ``pool`` in random order, each class as often as any other, those ``already`` there included."""
+    outputs = [_outputs(spec, demo) for demo in (*pool, *already)]
+    classes = class_labels(outputs, closed=[field.name for field in spec.outputs if field.choices])
+    return balanced(
+        pool,
+        lambda demo: _among(classes, label_parts(_outputs(spec, demo))),
+        size=size,
+        rng=rng,
+        weight=lambda demo: len(canonical(demo)),
+        already=already,
+    )
+
+
 def spread(examples: Sequence[Example], *, rng: random.Random) -> tuple[Example, ...]:
     """The distinct ``examples`` in a random order; every stretch holds about the whole's share of each class."""
     distinct = list(dict.fromkeys(examples))

@@ -21,16 +21,17 @@ from ratchet.algorithms.portfolio import portfolio
 from ratchet.analytics.knowledge import DEFAULT_TENANT, LessonStore, Start
 from ratchet.core.algorithm import Search
 from ratchet.core.errors import BadRequest, Cancelled, RatchetError, StorageUnavailable, UnknownName
-from ratchet.core.problem import Candidate, Example, Problem, content_hash
+from ratchet.core.problem import Candidate, Example, Problem
 from ratchet.core.request import Constraints, Objective, OptimizationRequest, Target
 from ratchet.core.result import OptimizationResult, Spend, Status
 from ratchet.engine.archive import Event, Notebook, Optimization
 from ratchet.engine.optimize import Algorithms, Job, Optimizer, with_spend
 from ratchet.programs import targets, telemetry
 from ratchet.programs.datasets import Row, Splits, assemble, dataset_hash, read_rows, to_examples
-from ratchet.programs.dspy_program import DspyProgram, input_names, output_names, state_of
+from ratchet.programs.dspy_program import DspyProgram, input_names, output_names
 from ratchet.programs.gateway import PACES, Gateway
 from ratchet.programs.gateway_lm import GatewayLM
+from ratchet.programs.identity import agent_identity, program_identity
 from ratchet.programs.journal import Role
 from ratchet.programs.ledger import Halt, Limits
 from ratchet.programs.line import Line, Price
@@ -696,26 +697,15 @@ def identities(prepared: Prepared) -> dict[str, Any]:
     """Hashes and versions of all that a result depends on."""
     custom = {name: each.identity for name, each in prepared.custom.items()}
     return {
-        "program": _program_identity(prepared),
+        "program": program_identity(prepared.target.module, tune_tools=prepared.options.tune_tools),
         "data": dataset_hash(prepared.splits),
-        "task_lm": prepared.task.identity if prepared.task else _agent_identity(prepared.target.module),
+        "task_lm": prepared.task.identity if prepared.task else agent_identity(prepared.target.module),
         "reflection_lm": prepared.reflection.identity if prepared.reflection else None,
         "judge_lm": prepared.judge.identity if prepared.judge else None,
         "metric": prepared.metric if isinstance(prepared.metric, str) else user_metric(prepared.metric).name,
         "versions": {name: importlib.metadata.version(name) for name in ("dspy-ratchet", "dspy", "gepa", "optuna")},
         **({"algorithms": custom} if custom else {}),
     }
-
-
-def _program_identity(prepared: Prepared) -> str:
-    """The hash of the program's state; of a remote agent also of what is sent to where."""
-    module = prepared.target.module
-    key = Candidate(predictors=state_of(module, tune_tools=prepared.options.tune_tools)).key
-    return content_hash([key, module.spec.to_json()]) if isinstance(module, RemoteAgent) else key
-
-
-def _agent_identity(module: dspy.Module) -> str | None:
-    return f"agent {module.spec.name}@{module.spec.url}" if isinstance(module, RemoteAgent) else None
 
 
 def open_desk(settings: Settings) -> Desk:

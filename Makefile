@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: help demo test check format acceptance bench-gain bench-throughput bench-wallclock bench-chaos bench-memory lock docs clean
+.PHONY: help demo test check format acceptance bench-gain bench-throughput bench-wallclock bench-chaos bench-memory bench-hypervolume lock docs clean
 
 help:  ## Show what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -39,7 +39,10 @@ bench-gain: $(READY)  ## Gains on public data with real local LMs; long, resumab
 bench-throughput: $(READY)  ## CPU time of a program run, beside dspy.Evaluate; QUICK=--quick for a tenth
 	$(BIN)/python -m bench.throughput $(QUICK)
 
-bench-wallclock: $(READY)  ## Wall time of optimizations, beside DSPy's, with an LM of 300 ms and 64 slots
+bench-wallcbench-hypervolume: $(READY)  ## Fronts of `genetic` beside those of pymoo's NSGA-II, after as many evaluations
+	$(BIN)/python -m bench.hypervolume $(QUICK)
+
+lock: $(READY)  ## Wall time of optimizations, beside DSPy's, with an LM of 300 ms and 64 slots
 	$(BIN)/python -m bench.wallclock $(QUICK)
 
 bench-chaos: $(READY)  ## 40 optimizations through errors, outages and 200 kill -9, beside the same on a calm day

@@ -18,14 +18,16 @@ if TYPE_CHECKING:
     from ratchet.contest import Contest
     from ratchet.core.result import OptimizationResult
     from ratchet.library import Outcome, compare, optimize
+    from ratchet.programs.targets import load_program
 
-__all__ = ["Contest", "OptimizationResult", "Outcome", "compare", "errors", "optimize"]
+__all__ = ["Contest", "OptimizationResult", "Outcome", "compare", "errors", "load_program", "optimize"]
 
 _ROOMS = {
     "Contest": "ratchet.contest",
     "OptimizationResult": "ratchet.core.result",
     "Outcome": "ratchet.library",
     "compare": "ratchet.library",
+    "load_program": "ratchet.programs.targets",
     "optimize": "ratchet.library",
 }
 

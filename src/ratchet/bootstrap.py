@@ -18,7 +18,7 @@ from ratchet import catalogue
 from ratchet.algorithms import NATIVE
 from ratchet.core.algorithm import Search
 from ratchet.core.errors import BadRequest, Cancelled, RatchetError, StorageUnavailable, UnknownName
-from ratchet.core.problem import Candidate, Example, Problem
+from ratchet.core.problem import Candidate, Example, Problem, content_hash
 from ratchet.core.request import Constraints, Objective, OptimizationRequest, Target
 from ratchet.core.result import OptimizationResult, Spend
 from ratchet.engine.archive import Event, Notebook, Optimization
@@ -34,6 +34,7 @@ from ratchet.programs.line import Line, Price
 from ratchet.programs.lm import NamedLM, resolve_lm
 from ratchet.programs.loop import run
 from ratchet.programs.metrics import resolve_metric, user_metric
+from ratchet.programs.remote import RemoteAgent
 from ratchet.programs.teleprompter import TELEPROMPTERS, compile_with
 from ratchet.settings import Settings, quiet_libraries
 from ratchet.storage.memory import MemoryNotebook
@@ -59,6 +60,7 @@ class Options:
         share_replies: Whether replies that are meant to be repeatable (temperature 0, or a seed) are shared between
             optimizations.
         fields: Input field of the program -> column of the file.
+        tune_tools: Whether the descriptions of tools and of their arguments are tuned too.
     """
 
     target: str
@@ -92,6 +94,7 @@ class Options:
     share_replies: bool = True
     force: bool = False
     fields: tuple[tuple[str, str], ...] = ()
+    tune_tools: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """The options as JSON data."""
@@ -329,7 +332,6 @@ class Run:
         for each in prepared.stand_ins:
             assert last is not None
             last.stand_in = last = self._line("reflection", each)
-        self._price_needed()
         task, reflection, judge = prepared.task, prepared.reflection, prepared.judge
         self.reflection = GatewayLM(self.gateway, reflection.lm, self._lines["reflection"]) if reflection else None
         self.judge = GatewayLM(self.gateway, judge.lm, self._lines["judge"]) if judge else self.reflection
@@ -350,7 +352,9 @@ class Run:
             task_lm=task.lm if task else None,
             adapter=_adapter(options.adapter, local=prepared.task is not None and prepared.task.local),
             metric=metric,
+            tune_tools=options.tune_tools,
         )
+        self._price_needed()
         self._concurrency = concurrency
 
     def _line(self, role: Role, named: NamedLM) -> Line:
@@ -368,7 +372,7 @@ class Run:
         """A limit in dollars can only be kept when every price is known."""
         if self.prepared.request.constraints.max_usd is None:
             return
-        waiting = list(self._lines.values())
+        waiting = [*self._lines.values(), *self.program.lines]
         while waiting:
             line = waiting.pop()
             waiting += [line.stand_in] if line.stand_in is not None else []
@@ -564,6 +568,8 @@ def new_run(
         UserError: the request cannot be carried out; nothing was stored then.
     """
     prepared = prepare(options, given, settings)
+    if isinstance(prepared.target.module, RemoteAgent) and prepared.reflection is None:
+        raise BadRequest("the texts of a remote agent are rewritten by an LM; name one with --reflection-lm")
     identity = identity or uuid.uuid4().hex[:12]
     # Built once before it is stored, so that a request that cannot work leaves nothing behind.
     Run(prepared, MemoryNotebook(), optimization_id=identity, spent_seconds=0.0)
@@ -623,12 +629,23 @@ def identities(prepared: Prepared) -> dict[str, Any]:
     """Hashes and versions of all that a result depends on."""
     custom = {name: each.identity for name, each in prepared.custom.items()}
     return {
-        "program": Candidate(predictors=state_of(prepared.target.module)).key,
+        "program": _program_identity(prepared),
         "data": dataset_hash(prepared.splits),
-        "task_lm": prepared.task.identity if prepared.task else None,
+        "task_lm": prepared.task.identity if prepared.task else _agent_identity(prepared.target.module),
         "reflection_lm": prepared.reflection.identity if prepared.reflection else None,
         "judge_lm": prepared.judge.identity if prepared.judge else None,
         "metric": prepared.metric if isinstance(prepared.metric, str) else user_metric(prepared.metric).name,
         "versions": {name: importlib.metadata.version(name) for name in ("dspy-ratchet", "dspy", "gepa", "optuna")},
         **({"algorithms": custom} if custom else {}),
     }
+
+
+def _program_identity(prepared: Prepared) -> str:
+    """The hash of the program's state; of a remote agent also of what is sent to where."""
+    module = prepared.target.module
+    key = Candidate(predictors=state_of(module, tune_tools=prepared.options.tune_tools)).key
+    return content_hash([key, module.spec.to_json()]) if isinstance(module, RemoteAgent) else key
+
+
+def _agent_identity(module: dspy.Module) -> str | None:
+    return f"agent {module.spec.name}@{module.spec.url}" if isinstance(module, RemoteAgent) else None

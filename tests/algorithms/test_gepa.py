@@ -96,7 +96,7 @@ def test_two_predictors_are_improved_in_turn(seed: int) -> None:
 def test_candidates_that_changed_different_predictors_are_merged() -> None:
     searches = [Watched(gepa) for _ in range(5)]
     for seed, search in enumerate(searches):
-        SyntheticProblem(seed=seed, predictors=TWO, runs=600).solve(search, seed=seed)
+        SyntheticProblem(seed=seed, predictors=TWO, runs=1000).solve(search, seed=seed)
     merged = [each for search in searches for each in search.known.values() if each.origin == "gepa: merge"]
     assert merged
     assert all(len(each.parents) == 2 for each in merged)

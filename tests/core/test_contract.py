@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -116,6 +117,28 @@ def test_finalists_that_are_none_are_told_with_their_turn(make: Callable[[Proble
     with pytest.raises(BrokenContract, match="mine, turn 2: ") as broken:
         SyntheticProblem().solve(watched(returns(make), "mine"))
     assert found in str(broken.value)
+
+
+def test_what_a_program_has_by_itself_is_no_fault_of_a_search() -> None:
+    """DSPy keeps a mark of its own in demos, and a tool may have no description."""
+    toy = SyntheticProblem(predictors=("plan", "answer"))
+    odd = PredictorState(instructions="", demos=({"question": "q", "augmented": True},))
+    seed = Candidate(predictors={**toy.problem.seed.predictors, "plan": odd})
+    specs = tuple(replace(spec, takes_demos=spec.name == "answer") for spec in toy.problem.predictors)
+    problem = replace(toy.problem, seed=seed, predictors=specs)
+
+    def tries(text: str, **plan: Any) -> Any:
+        def body(problem: Problem) -> Any:
+            yield Evaluate(child(problem, text), problem.train)
+            yield Evaluate(problem.seed.with_predictors({"plan": replace(odd, **plan)}, origin="x"), problem.train)
+
+        algorithm = watched(search(body), "mine")(problem, rng=None)  # type: ignore[arg-type]
+        next(algorithm)
+        return algorithm.send(None)
+
+    assert tries("Be brief.", instructions="Plan.")
+    with pytest.raises(BrokenContract, match=r"predictors\['plan'\] has 0 demos; expected none"):
+        tries("Be brief.", demos=())
 
 
 def test_what_it_raises_is_told_with_file_and_line() -> None:

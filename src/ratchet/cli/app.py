@@ -62,6 +62,7 @@ def _text(path: Path | None) -> str | None:
         "ratchet optimize app.py:program --train a.csv --validation b.csv --test c.csv --metric app.py:score",
         "ratchet optimize pkg.agent:build --data d.parquet --metric f1 --algorithm gepa,dspy.miprov2 --max-calls 800 "
         "--lm qwen --reflection-lm qwen-large --lm-base http://localhost:8000/v1",
+        "ratchet optimize agent.yaml --data d.jsonl --metric f1 --reflection-lm openai/gpt-4.1-mini --max-calls 300",
     )
 )
 def optimize(
@@ -92,6 +93,7 @@ def optimize(
     tpm: flags.Tpm = None,
     no_shared_replies: flags.NoSharedReplies = False,
     algorithm: flags.AlgorithmFlag = "auto",
+    tune_tools: flags.TuneTools = False,
     min_improvement: flags.MinImprovement = 0.05,
     objective: flags.ObjectiveFlag = "quality:1",
     success_at: flags.SuccessAt = 1.0,
@@ -141,6 +143,7 @@ def optimize(
         tokens_per_minute=tpm,
         share_replies=not no_shared_replies,
         force=force,
+        tune_tools=tune_tools,
         fields=flags.fields(map),
     )
     work.optimize(options, out=out, as_json=json, settings=settings)
@@ -238,18 +241,19 @@ def list_(
         say(f"nothing is stored in {settings.home} yet; `ratchet demo` makes a start")
 
 
-@app.command(epilog=_examples("ratchet show 3f2a", "ratchet show 3f2a --diff", "ratchet show 3f2a --json"))
+@app.command(epilog=_examples("ratchet show 3f2a", "ratchet show 3f2a --diff", "ratchet show 3f2a --front"))
 def show(
     ctx: typer.Context,
     identity: flags.Identity,
     diff: Annotated[bool, flags.flag("diff", "What changed in the prompts.")] = False,
+    front: Annotated[bool, flags.flag("front", "Trade-offs: quality against cost and latency.")] = False,
     json: flags.Json = False,
 ) -> None:
-    """One optimization: its outcome, or what changed in the prompts."""
+    """One optimization: its outcome, what changed in the prompts, or the trade-offs it found."""
     settings = _settings(ctx)
     from ratchet.cli import read
 
-    read.show(identity, diff=diff, as_json=json, settings=settings)
+    read.show(identity, diff=diff, front=front, as_json=json, settings=settings)
 
 
 @app.command(epilog=_examples("ratchet resume 3f2a", "ratchet resume 3f2a --out better"))

@@ -13,9 +13,10 @@ from ratchet.bootstrap import AUTO, Options
 from ratchet.catalogue import listed
 from ratchet.cli import render, work
 from ratchet.cli.errors import say
+from ratchet.cli.front import front_view
 from ratchet.contest import KIND, Contest
 from ratchet.core.errors import UnknownName
-from ratchet.core.result import OptimizationResult
+from ratchet.core.result import Front, OptimizationResult
 from ratchet.engine.archive import Optimization
 from ratchet.programs.lm import LOCAL_MODELS
 from ratchet.programs.teleprompter import TELEPROMPTERS
@@ -24,7 +25,7 @@ from ratchet.publish import verify as check
 from ratchet.settings import Settings
 
 
-def show(identity: str, *, diff: bool, as_json: bool, settings: Settings) -> None:
+def show(identity: str, *, diff: bool, front: bool, as_json: bool, settings: Settings) -> None:
     """One optimization."""
     archive = work.archive_if_there(settings)
     if archive is None:
@@ -36,7 +37,9 @@ def show(identity: str, *, diff: bool, as_json: bool, settings: Settings) -> Non
     whole = stored.result is not None and "optimization_id" in stored.result
     result = OptimizationResult.from_json(stored.result) if whole and stored.result else None
     changes = prompt_diff(result.baseline, result.winner) if result and result.baseline and result.winner else {}
-    if as_json:
+    if front:
+        _show_front(stored, result, as_json=as_json)
+    elif as_json:
         work.print_json({**asdict(stored), **({"diff": changes} if diff else {})})
     elif diff:
         if not changes:
@@ -49,6 +52,18 @@ def show(identity: str, *, diff: bool, as_json: bool, settings: Settings) -> Non
         render.show(render.result_view(result, sides))
     else:
         render.show(_unfinished(stored))
+
+
+def _show_front(stored: Optimization, result: OptimizationResult | None, *, as_json: bool) -> None:
+    front = Front() if result is None else result.front
+    if as_json:
+        work.print_json({"id": stored.id, "status": stored.status, "front": asdict(front)})
+    elif result is None or not front.points:
+        say(f"{stored.id} ({stored.status}) validated nothing besides the baseline, so there is no front")
+    else:
+        chosen, baseline = (each and each.key for each in (result.winner, result.baseline))
+        render.show(f"{stored.id}  {escape(stored.request['options']['target'])}")
+        render.show(front_view(front, chosen=chosen, baseline=baseline))
 
 
 def _unfinished(stored: Optimization) -> str:

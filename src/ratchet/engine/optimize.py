@@ -13,11 +13,13 @@ from typing import Any, Protocol
 from ratchet.core.algorithm import Evaluate, Search, Together
 from ratchet.core.errors import BadMetric, BudgetSpent, UserError
 from ratchet.core.evaluation import Evaluations
+from ratchet.core.objectives import weighted_gain
 from ratchet.core.problem import Budget, Candidate, Example, PredictorSpec, Problem
-from ratchet.core.request import Objective, OptimizationRequest
-from ratchet.core.result import Ancestor, Details, OptimizationResult, Performance, Spend, Status, performance
+from ratchet.core.request import OptimizationRequest
+from ratchet.core.result import Ancestor, Details, Front, OptimizationResult, Performance, Spend, Status, performance
 from ratchet.core.statistics import Comparison, compare_paired, relative_change
 from ratchet.engine.archive import Event, Notebook
+from ratchet.engine.front import front_of
 from ratchet.engine.plan import Plan, Preflight, look_ahead, make_plan
 from ratchet.engine.runner import Ledger, Program, Runner
 
@@ -277,6 +279,8 @@ class Optimizer:
         return max(zip(finalists, means, strict=True), key=lambda pair: pair[1].mean if pair[1] else -math.inf)[0]
 
     def _perfect(self, candidate: Candidate) -> bool:
+        if any(objective.metric in ("cost", "latency") for objective in self.job.request.weighted):
+            return False
         known = self.runner.known(candidate, self.validation)
         return (
             known is not None
@@ -306,6 +310,7 @@ class Optimizer:
             description=job.description,
             success_at=job.request.success_at,
             slots=job.concurrency,
+            objectives=job.request.weighted,
         )
         rng = random.Random(f"{job.request.seed}/{name}")
         if opaque:
@@ -449,6 +454,7 @@ class Optimizer:
             baseline_performance=measured,
             baseline=self.job.seed,
             winner=winner,
+            front=self._front(winner or self.job.seed),
             optimization_details=Details(
                 algorithm_used=self.made_by.get(winner.key) if winner else None,
                 iterations=len(stored),
@@ -458,6 +464,12 @@ class Optimizer:
                 notes=tuple(self.notes),
             ),
         )
+
+    def _front(self, chosen: Candidate) -> Front:
+        """The front over all candidates that were validated in full; of equals the chosen one, or the baseline."""
+        known = {candidate: rows for candidate, rows in self.runner.all_known(self.validation)}
+        preferred = dict.fromkeys(each for each in (chosen, self.job.seed, *known) if each in known)
+        return front_of({each: known[each] for each in preferred}, baseline=self.job.seed, request=self.job.request)
 
     def _lineage(self, winner: Candidate, stored: Mapping[str, Candidate]) -> tuple[Ancestor, ...]:
         """From the seed to the winner, each with its validation mean where it was measured in full."""
@@ -490,26 +502,7 @@ def utility(evaluations: Evaluations, baseline: Evaluations, request: Optimizati
     Quality and success count their difference, cost and latency the share that is saved. An objective that was not
     measured (an unknown price) counts nothing.
     """
-    gain = 0.0
-    for objective in request.objectives:
-        gain += objective.weight * _gain(objective, evaluations, baseline, request.success_at)
-    return gain
-
-
-def _gain(objective: Objective, after: Evaluations, before: Evaluations, success_at: float) -> float:
-    match objective.metric:
-        case "quality_score":
-            return after.mean - before.mean
-        case "success_rate":
-            return after.success_rate(success_at) - before.success_rate(success_at)
-        case "cost":
-            return _saved(before.cost_usd, after.cost_usd)
-        case "latency":
-            return _saved(before.latency_ms, after.latency_ms)
-
-
-def _saved(before: float | None, after: float | None) -> float:
-    return (before - after) / before if before and after is not None else 0.0
+    return weighted_gain(evaluations, baseline, request.objectives, success_at=request.success_at)
 
 
 def _compare_costs(before: Evaluations, after: Evaluations, *, seed: int) -> Comparison | None:

@@ -129,12 +129,13 @@ class Runner:
 
     def best_known(self, examples: Sequence[Example]) -> Candidate | None:
         """The candidate with the greatest mean among those with rows on all of ``examples``."""
-        means = {
-            candidate.key: (known.mean, candidate)
-            for candidate in self._candidates.values()
-            if (known := self.known(candidate, examples))
-        }
-        return max(means.values(), key=lambda pair: (pair[0], pair[1].key))[1] if means else None
+        known = self.all_known(examples)
+        return max(known, key=lambda pair: (pair[1].mean, pair[0].key))[0] if known else None
+
+    def all_known(self, examples: Sequence[Example]) -> list[tuple[Candidate, Evaluations]]:
+        """All candidates with rows on all of ``examples``, in the order in which they were first asked for."""
+        known = ((candidate, self.known(candidate, examples)) for candidate in self._candidates.values())
+        return [(candidate, rows) for candidate, rows in known if rows is not None]
 
     def left(self) -> int | None:
         """Calls of the stage's allowance that what was handed over has left; None for no allowance."""

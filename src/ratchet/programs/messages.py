@@ -33,6 +33,8 @@ def problem_json(problem: Problem) -> dict[str, Any]:
                 "name": spec.name,
                 "inputs": [_field_json(asdict(each)) for each in spec.inputs],
                 "outputs": [_field_json(asdict(each)) for each in spec.outputs],
+                "takes_demos": spec.takes_demos,
+                "text": spec.text,
             }
             for spec in problem.predictors
         ],
@@ -41,6 +43,7 @@ def problem_json(problem: Problem) -> dict[str, Any]:
         ],
         "validation": [{"key": each.key, "fields": list(each.fields)} for each in problem.validation],
         "budget": {"runs": problem.budget.runs},
+        "objectives": [{"metric": each.metric, "weight": each.weight} for each in problem.objectives],
         "success_at": problem.success_at,
         "slots": problem.slots,
     }

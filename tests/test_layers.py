@@ -40,6 +40,7 @@ ROOMS = {
     "algorithms": {"core", "algorithms"},
     "programs": {"core", "programs", "algorithms"},
     "engine": {"core", "engine", "programs"},
+    "analytics": {"core", "engine", "analytics"},
     "storage": {"core", "engine", "programs", "storage"},
 }
 """What each room may import."""

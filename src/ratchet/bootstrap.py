@@ -8,14 +8,17 @@ import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import dspy
 from dspy.utils.exceptions import LMInvalidRequestError
 
-from ratchet import catalogue
+from ratchet import catalogue, learned
 from ratchet.algorithms import NATIVE
+from ratchet.algorithms.portfolio import portfolio
+from ratchet.analytics.knowledge import DEFAULT_TENANT, LessonStore, Start
 from ratchet.core.algorithm import Search
 from ratchet.core.errors import BadRequest, Cancelled, RatchetError, StorageUnavailable, UnknownName
 from ratchet.core.problem import Candidate, Example, Problem, content_hash
@@ -37,11 +40,12 @@ from ratchet.programs.metrics import resolve_metric, user_metric
 from ratchet.programs.remote import RemoteAgent
 from ratchet.programs.teleprompter import TELEPROMPTERS, compile_with
 from ratchet.settings import Settings, quiet_libraries
+from ratchet.storage.lessons import SqlLessons
 from ratchet.storage.memory import MemoryNotebook
 from ratchet.storage.sql import SqlArchive
 
-AUTO = ("miprov2", "gepa")
-"""What ``auto`` stands for until it can choose by what was measured."""
+AUTO = ("portfolio",)
+"""What ``auto`` stands for."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,6 +63,11 @@ class Options:
         requests_per_minute, tokens_per_minute: What the provider grants; None for no limit.
         share_replies: Whether replies that are meant to be repeatable (temperature 0, or a seed) are shared between
             optimizations.
+        minimise: Whether what is of no use in the chosen prompts is left out at the end.
+        max_prompt_tokens: The longest prompt there may be; None for any.
+        warm_start: Whether ``portfolio`` begins with what helped on tasks like this one.
+        lessons_may_quote: Whether the lesson that is kept of it may hold text of examples, so that demos are kept too.
+        tenant: Whose lessons it learns from, and to whom its own belongs.
         fields: Input field of the program -> column of the file.
         tune_tools: Whether the descriptions of tools and of their arguments are tuned too.
     """
@@ -93,6 +102,11 @@ class Options:
     tokens_per_minute: float | None = None
     share_replies: bool = True
     force: bool = False
+    minimise: bool = True
+    max_prompt_tokens: int | None = None
+    warm_start: bool = True
+    lessons_may_quote: bool = False
+    tenant: str = DEFAULT_TENANT
     fields: tuple[tuple[str, str], ...] = ()
     tune_tools: bool = False
 
@@ -285,6 +299,8 @@ class Run:
         optimization_id: Its id.
         spent_seconds: Wall time earlier processes spent on it.
         emit: Told of every event.
+        start: What it begins with of what was learned before.
+        lessons: Where its own lesson is kept; None keeps none.
     """
 
     def __init__(
@@ -295,8 +311,12 @@ class Run:
         optimization_id: str,
         spent_seconds: float,
         emit: Callable[[Event], None] = lambda event: None,
+        start: Start | None = None,
+        lessons: LessonStore | None = None,
     ) -> None:
         self.id = optimization_id
+        self.start = start or Start(state="off")
+        self._lessons = lessons
         self.prepared = prepared
         self.notebook = notebook
         self._emit = emit
@@ -430,10 +450,13 @@ class Run:
 
         return search
 
+    def _native(self, name: str) -> Search:
+        return partial(portfolio, advice=self.start.advice) if name == "portfolio" else NATIVE[name]
+
     def job(self) -> Job:
         """What the engine carries out."""
         splits, request = self.prepared.splits, self.prepared.request
-        native = {name: NATIVE[name] for name in request.algorithms if name in NATIVE}
+        native = {name: self._native(name) for name in request.algorithms if name in NATIVE}
         custom = catalogue.searches(
             self.prepared.custom, identity=self.id, notebook=self.notebook, check=self.gateway.check
         )
@@ -458,6 +481,9 @@ class Run:
             concurrency=self._concurrency,
             emit=self._told,
             notes=splits.notes,
+            lm=self.prepared.task.name if self.prepared.task else "",
+            minimise=self.prepared.options.minimise,
+            max_prompt_tokens=self.prepared.options.max_prompt_tokens,
         )
 
     def spend(self) -> Spend:
@@ -504,9 +530,19 @@ class Run:
         except Exception as error:
             self._stop("failed", f"{type(error).__name__}: {error}")
             raise
+        self._learn(optimizer, result)
         self.notebook.set_status(result.status, result=result.to_json())
         self._bank_seconds()
         return result
+
+    def _learn(self, optimizer: Optimizer, result: OptimizationResult) -> None:
+        """Keep what it taught; that this cannot be kept is no reason to lose the result."""
+        if self._lessons is None or result.status not in ("improved", "no_proven_gain"):
+            return
+        try:
+            self._lessons.keep(learned.lesson(self, optimizer, result))
+        except StorageUnavailable as error:
+            self._emit(Event(kind="note", payload={"message": f"its lesson could not be kept: {error}"}))
 
     def _bank_seconds(self) -> None:
         """Store the wall time spent since it was stored last, so that a killed process has not worked for nothing."""
@@ -572,7 +608,9 @@ def new_run(
         raise BadRequest("the texts of a remote agent are rewritten by an LM; name one with --reflection-lm")
     identity = identity or uuid.uuid4().hex[:12]
     # Built once before it is stored, so that a request that cannot work leaves nothing behind.
-    Run(prepared, MemoryNotebook(), optimization_id=identity, spent_seconds=0.0)
+    tried = Run(prepared, MemoryNotebook(), optimization_id=identity, spent_seconds=0.0)
+    lessons = SqlLessons(archive)
+    start = learned.start(tried, lessons)
     notebook = archive.start(
         Optimization(
             id=identity,
@@ -582,12 +620,13 @@ def new_run(
                 "options": options.to_json(),
                 "identities": identities(prepared),
                 "kind": "objects" if given.program is not None else "names",
+                "start": start.to_json(),
             },
         )
     )
     splits = prepared.splits
     notebook.keep_examples({"train": splits.train, "validation": splits.validation, "test": splits.test})
-    return Run(prepared, notebook, optimization_id=identity, spent_seconds=0.0, emit=emit)
+    return Run(prepared, notebook, optimization_id=identity, spent_seconds=0.0, emit=emit, start=start, lessons=lessons)
 
 
 def resumed_run(
@@ -622,7 +661,15 @@ def resumed_run(
                 f"{stored.id} cannot go on: its {name} was {before.get(name)} and is now {value}; "
                 "bring it back, or start a new optimization"
             )
-    return Run(prepared, notebook, optimization_id=stored.id, spent_seconds=stored.seconds, emit=emit)
+    return Run(
+        prepared,
+        notebook,
+        optimization_id=stored.id,
+        spent_seconds=stored.seconds,
+        emit=emit,
+        start=Start.from_json(stored.request.get("start")),
+        lessons=SqlLessons(archive),
+    )
 
 
 def identities(prepared: Prepared) -> dict[str, Any]:

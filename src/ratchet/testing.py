@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta, timezone
 from typing import Any, Protocol
 
-from ratchet.core.algorithm import Evaluate, Generate, Request, Search, Start, Together, Wait
+from ratchet.core.algorithm import Evaluate, Generate, Request, Search, Start, Tell, Together, Wait
 from ratchet.core.contract import PATIENCE, watched
 from ratchet.core.errors import BrokenContract, BudgetSpent, UnknownName
 from ratchet.core.evaluation import Evaluation, Evaluations, Failure, Step, Usage
@@ -180,6 +180,7 @@ class SyntheticProblem:
         refused: Requests that were answered with ``BudgetSpent``.
         evaluated: Candidates in the order they were asked for.
         broken: What the search did that no search may do, in words.
+        told: What the search said of itself.
     """
 
     seed: int = 0
@@ -202,6 +203,7 @@ class SyntheticProblem:
     asked: int = 0
     refused: int = 0
     broken: list[str] = field(default_factory=list)
+    told: list[str] = field(default_factory=list)
 
     def example(self, number: int) -> Example:
         """The example with this number."""
@@ -358,6 +360,8 @@ class _Driver:
         match request:
             case Start(work):
                 return self.start(work)
+            case Tell(text):
+                return self.toy.told.append(text)
             case Wait(among):
                 tickets = among or tuple(self.replies)
                 if not tickets or not self.replies.keys() >= set(tickets):

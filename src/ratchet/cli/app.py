@@ -25,6 +25,8 @@ app = typer.Typer(
 models = typer.Typer(no_args_is_help=True, help="Local models: the weights that `--lm local` runs.")
 app.add_typer(models, name="models")
 app.add_typer(custom.algorithms, name="algorithms")
+lessons = typer.Typer(no_args_is_help=True, help="What optimizations taught; the next ones begin with it.")
+app.add_typer(lessons, name="lessons")
 
 
 def _version(wanted: bool) -> None:
@@ -98,6 +100,11 @@ def optimize(
     objective: flags.ObjectiveFlag = "quality:1",
     success_at: flags.SuccessAt = 1.0,
     seed: flags.Seed = 0,
+    no_minimise: flags.NoMinimise = False,
+    max_prompt_tokens: flags.MaxPromptTokens = None,
+    no_warm_start: flags.NoWarmStart = False,
+    lessons_may_quote: flags.LessonsMayQuote = False,
+    tenant: flags.Tenant = "default",
     force: flags.Force = False,
     out: Annotated[Path | None, flags.flag("out", "Folder for the files; RATCHET_HOME/runs/ID if left out.")] = None,
     json: flags.Json = False,
@@ -144,6 +151,11 @@ def optimize(
         share_replies=not no_shared_replies,
         force=force,
         tune_tools=tune_tools,
+        minimise=not no_minimise,
+        max_prompt_tokens=max_prompt_tokens,
+        warm_start=not no_warm_start,
+        lessons_may_quote=lessons_may_quote,
+        tenant=tenant,
         fields=flags.fields(map),
     )
     work.optimize(options, out=out, as_json=json, settings=settings)
@@ -351,3 +363,45 @@ def models_list(ctx: typer.Context, json: flags.Json = False) -> None:
     from ratchet.cli import read
 
     read.models(as_json=json, settings=settings)
+
+
+@lessons.command("list", epilog=_examples("ratchet lessons list", "ratchet lessons list --tenant acme --json"))
+def lessons_list(
+    ctx: typer.Context,
+    tenant: flags.Tenant = "default",
+    limit: Annotated[int, flags.flag("limit", "At most so many, the newest.", min=1)] = 50,
+    json: flags.Json = False,
+) -> None:
+    """Lessons, the newest first, and what beginning with them was measured to be worth."""
+    settings = _settings(ctx)
+    from ratchet.cli import lessons as read
+
+    read.list_(tenant=tenant, limit=limit, as_json=json, settings=settings)
+
+
+@lessons.command("show", epilog=_examples("ratchet lessons show 3f2a"))
+def lessons_show(
+    ctx: typer.Context, identity: flags.Identity, tenant: flags.Tenant = "default", json: flags.Json = False
+) -> None:
+    """One lesson: the task, what each edit bought, what each algorithm brought, the prompts that are kept."""
+    settings = _settings(ctx)
+    from ratchet.cli import lessons as read
+
+    read.show(identity, tenant=tenant, as_json=json, settings=settings)
+
+
+@lessons.command("forget", epilog=_examples("ratchet lessons forget 3f2a", "ratchet lessons forget --all"))
+def lessons_forget(
+    ctx: typer.Context,
+    identity: Annotated[str | None, typer.Argument(help="An id from `ratchet lessons list`.", metavar="ID")] = None,
+    everything: Annotated[bool, flags.flag("all", "All lessons of the tenant.")] = False,
+    tenant: flags.Tenant = "default",
+    json: flags.Json = False,
+) -> None:
+    """Remove one lesson, or all of a tenant."""
+    if (identity is None) != everything:
+        raise BadRequest("say which lesson to forget, by its id, or --all, one of them")
+    settings = _settings(ctx)
+    from ratchet.cli import lessons as read
+
+    read.forget(identity, tenant=tenant, as_json=json, settings=settings)

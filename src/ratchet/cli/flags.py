@@ -87,6 +87,19 @@ ObjectiveFlag = Annotated[
 ]
 SuccessAt = Annotated[float, flag("success-at", "Score from which a run succeeds.", panel=_SEARCH)]
 Seed = Annotated[int, flag("seed", "Same seed, same replies: same result.", panel=_SEARCH)]
+NoMinimise = Annotated[
+    bool, flag("no-minimise", "Keep sentences and demos that are of no use in the chosen prompts.", panel=_SEARCH)
+]
+MaxPromptTokens = Annotated[
+    int | None, flag("max-prompt-tokens", "The longest prompt there may be; demos are dropped.", min=1, panel=_SEARCH)
+]
+NoWarmStart = Annotated[
+    bool, flag("no-warm-start", "Begin with nothing of what earlier optimizations taught.", panel=_SEARCH)
+]
+LessonsMayQuote = Annotated[
+    bool, flag("lessons-may-quote", "Let the lesson keep text of examples, and so demos.", panel=_SEARCH)
+]
+Tenant = Annotated[str, flag("tenant", "Whose lessons; nobody else sees them.", panel=_SEARCH)]
 Force = Annotated[bool, flag("force", "Go on although the pre-flight advises against it.", panel=_SEARCH)]
 
 Json = Annotated[bool, flag("json", "Only JSON on standard output.")]

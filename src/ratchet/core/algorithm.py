@@ -23,7 +23,7 @@ from __future__ import annotations
 import heapq
 import random
 from collections import deque
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol, TypeAlias, TypeVar, cast
 
@@ -89,7 +89,15 @@ class Wait:
     among: tuple[int, ...] = ()
 
 
-Request: TypeAlias = Evaluate | Generate | Together | Start | Wait
+@dataclass(frozen=True, slots=True)
+class Tell:
+    """Say in the result, and to whoever watches, why the search does what it does; free, and the reply is None."""
+
+    text: str
+    data: Mapping[str, Any] = field(default_factory=dict)
+
+
+Request: TypeAlias = Evaluate | Generate | Together | Start | Wait | Tell
 Reply: TypeAlias = Any
 Algorithm: TypeAlias = Generator[Request, Reply, Sequence[Candidate]]
 """Yields requests, receives replies, returns its finalists, best first."""
@@ -152,6 +160,11 @@ def start(request: Evaluate | Generate | Together) -> Steps[int]:
 def wait(*among: int) -> Steps[tuple[int, Any]]:
     """Ticket and reply of what is done first among these tickets; of all that is under way when none are given."""
     return cast(tuple[int, Any], (yield Wait(among)))
+
+
+def tell(text: str, **data: Any) -> Steps[None]:
+    """Have ``text`` stand among the result's notes; ``data`` says the same to programs."""
+    yield Tell(text, data)
 
 
 @dataclass(slots=True)
@@ -274,6 +287,9 @@ class Parts(Generic[T]):
                     raise BrokenContract("a part waits, and it has nothing under way")
                 return
             try:
+                if isinstance(request, Tell):
+                    reply = yield request
+                    continue
                 if not isinstance(request, Start):
                     part.waits_for, part.bare = ((yield from self._start(request)),), True
                     return

@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from ratchet.core.algorithm import Algorithm, Evaluate, Generate, Search, Start, Together, Wait
+from ratchet.core.algorithm import Algorithm, Evaluate, Generate, Search, Start, Tell, Together, Wait
 from ratchet.core.errors import BrokenContract, BudgetSpent, RatchetError
 from ratchet.core.problem import Candidate, PredictorState, Problem
 
@@ -16,7 +16,7 @@ PATIENCE = 10
 """How often a search may ask for more after it was told that the budget is spent."""
 IDLE_TURNS = 10_000
 """How many turns in a row may ask for nothing new."""
-REQUESTS = "Evaluate, Generate, Together, Start or Wait"
+REQUESTS = "Evaluate, Generate, Together, Start, Wait or Tell"
 
 
 def watched(search: Search, name: str) -> Search:
@@ -140,6 +140,9 @@ class _Watch:
                     )
             case Start(work):
                 new = self._parts(work, within="Start")
+            case Tell(text):
+                if not isinstance(text, str):
+                    raise self.broken(f"Tell.text is {_short(text)}", "a text")
             case _:
                 new = self._parts(request)
         self._idle = 0 if new or len(self._asked) > before else self._idle + 1

@@ -185,6 +185,8 @@ class Problem:
         success_at: The score from which a run counts as a success.
         slots: Program runs that can be under way at once.
         objectives: What counts, each with a weight above 0; an algorithm for quality alone may leave the others out.
+        lm: Name of the LM that runs the program; empty when it is not known.
+        noise: Standard deviation of repeated scores of one example; None when it was not measured.
     """
 
     seed: Candidate
@@ -196,6 +198,8 @@ class Problem:
     success_at: float = 1.0
     slots: int = 8
     objectives: tuple[Objective, ...] = (Objective(metric="quality_score"),)
+    lm: str = ""
+    noise: float | None = None
 
     def predictor(self, name: str) -> PredictorSpec:
         """The predictor called ``name``."""

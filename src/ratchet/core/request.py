@@ -86,7 +86,7 @@ class OptimizationRequest:
 
     target: Target
     objectives: tuple[Objective, ...] = (Objective(metric="quality_score"),)
-    algorithms: tuple[str, ...] = ("miprov2", "gepa")
+    algorithms: tuple[str, ...] = ("portfolio",)
     constraints: Constraints = Constraints()
     seed: int = 0
     success_at: float = 1.0

@@ -10,9 +10,10 @@ from dataclasses import dataclass, replace
 from importlib import import_module
 from typing import Any, Protocol
 
-from ratchet.core.algorithm import Evaluate, Search, Together
+from ratchet.core.algorithm import Evaluate, Search, Tell, Together
 from ratchet.core.errors import BadMetric, BudgetSpent, UserError
 from ratchet.core.evaluation import Evaluations
+from ratchet.core.lesson import Bought, Progress
 from ratchet.core.objectives import weighted_gain
 from ratchet.core.problem import Budget, Candidate, Example, PredictorSpec, Problem
 from ratchet.core.request import OptimizationRequest
@@ -20,7 +21,9 @@ from ratchet.core.result import Ancestor, Details, Front, OptimizationResult, Pe
 from ratchet.core.statistics import Comparison, compare_paired, relative_change
 from ratchet.engine.archive import Event, Notebook
 from ratchet.engine.front import front_of
+from ratchet.engine.hygiene import Guard
 from ratchet.engine.plan import Plan, Preflight, look_ahead, make_plan
+from ratchet.engine.polish import Polish, kept_calls
 from ratchet.engine.runner import Ledger, Program, Runner
 
 PROBE = 4
@@ -94,6 +97,9 @@ class Job:
         concurrency: Rows under way at once.
         emit: Told of every event.
         notes: What the data's preparation had to say.
+        lm: Name of the task LM.
+        minimise: Whether what is of no use in the chosen prompts is left out.
+        max_prompt_tokens: The longest prompt there may be; None for any.
     """
 
     id: str
@@ -112,6 +118,9 @@ class Job:
     concurrency: int
     emit: Callable[[Event], None]
     notes: tuple[str, ...] = ()
+    lm: str = ""
+    minimise: bool = True
+    max_prompt_tokens: int | None = None
 
 
 class Optimizer:
@@ -125,6 +134,7 @@ class Optimizer:
             ledger=job.ledger,
             notebook=job.notebook,
             on_evaluations=self._seen,
+            on_tell=self._told,
             concurrency=job.concurrency,
         )
         self.plan: Plan | None = None
@@ -133,6 +143,9 @@ class Optimizer:
         self.best: tuple[Candidate, float] = (job.seed, -math.inf)
         self.made_by: dict[str, str] = {}
         self.notes = list(job.notes)
+        self.spare = 0
+        self.bought: tuple[Bought, ...] = ()
+        self.progress: list[Progress] = []
 
     # --- what is told while it runs --------------------------------------------------------------------------------
 
@@ -148,6 +161,15 @@ class Optimizer:
             if known is not None and known.mean > self.best[1]:
                 self.best = (candidate, known.mean)
                 self._emit("best", candidate=candidate.key, mean=known.mean, n=len(known))
+
+    def _note(self, text: str) -> None:
+        self.notes.append(text)
+        self._emit("note", message=text)
+
+    def _told(self, told: Tell) -> None:
+        self._note(told.text)
+        if "algorithm" in told.data:
+            self.progress.append(Progress(**told.data))
 
     def _begin(self, stage: str, *, allowance: int | None = None) -> None:
         keep: dict[str, Any] = {}
@@ -176,7 +198,7 @@ class Optimizer:
         if preflight.objections and not self.job.request.force:
             return self._declined("; ".join(preflight.objections) + "; --force goes on all the same")
         finalists = await self._search()
-        chosen = await self._shortlist(finalists)
+        chosen = await self._polished(await self._shortlist(await self._cleaned(finalists)))
         if chosen.key == self.job.seed.key:
             return self._result("no_proven_gain", "the search found nothing better than the program as it is")
         return await self._prove(chosen)
@@ -261,15 +283,23 @@ class Optimizer:
         measured_noise = self.preflight is not None and self.preflight.noise is not None
         repeated = math.ceil(PROBE * self.plan.calls_per_run) if measured_noise else 0
         left = max(0, self.plan.search_calls - repeated)
+        one = math.ceil(len(self.validation) * self.plan.calls_per_run)
+        kept = kept_calls(left, one_validation=one) if job.minimise else 0
+        left -= kept
         finalists: list[Candidate] = [job.seed]
         for number, name in enumerate(names):
             start = self._best_of(finalists)
             if self._perfect(start):
                 self.notes.append(f"{name} and what follows it was not run: nothing on validation is left to gain")
                 break
-            allowance = left // (len(names) - number)
+            allowance, told = left // (len(names) - number), len(self.progress)
+            before = self.best[1]
             used = await self._search_with(name, f"search {number + 1}: {name}", start, allowance, finalists)
             left -= used
+            if len(self.progress) == told:  # it did not tell by itself, as a portfolio does of its parts
+                runs, gain = round(used / self.plan.calls_per_run), max(0.0, self.best[1] - before)
+                self.progress.append(Progress(algorithm=name, runs=runs, gain=gain))
+        self.spare = max(0, left) + kept
         await loading
         return finalists
 
@@ -311,6 +341,8 @@ class Optimizer:
             success_at=job.request.success_at,
             slots=job.concurrency,
             objectives=job.request.weighted,
+            lm=job.lm,
+            noise=self.preflight.noise if self.preflight else None,
         )
         rng = random.Random(f"{job.request.seed}/{name}")
         if opaque:
@@ -378,6 +410,45 @@ class Optimizer:
             self._emit("shortlisted", candidate=candidate.key, mean=known.mean, utility=gain)
             if gain > most:
                 chosen, most = candidate, gain
+        return chosen
+
+    # --- clean prompts -----------------------------------------------------------------------------------------------
+
+    def _polish(self) -> Polish:
+        return Polish(
+            runner=self.runner,
+            seed=self.job.seed,
+            validation=self.validation,
+            train=self.job.train,
+            note=self._note,
+            max_prompt_tokens=self.job.max_prompt_tokens,
+        )
+
+    async def _cleaned(self, finalists: Sequence[Candidate]) -> list[Candidate]:
+        """Finalists without copied training text, and with prompts that are not too long."""
+        guard = Guard(self.job.train, self.job.seed)
+        polish = self._polish()
+        if all(polish.is_clean(candidate, guard) for candidate in finalists):
+            return list(finalists)
+        self._begin("hygiene", allowance=self.spare)
+        found = []
+        for candidate in finalists:
+            for mended in await polish.cleaned([candidate], guard):
+                self.made_by.setdefault(mended.key, self.made_by.get(candidate.key, ""))
+                found.append(mended)
+        self.spare = self.runner.left() or 0
+        return found
+
+    async def _polished(self, chosen: Candidate) -> Candidate:
+        """``chosen`` without what is of no use; what its edits bought is measured."""
+        if chosen == self.job.seed:
+            return chosen
+        self._begin("polish", allowance=self.spare)
+        polish, maker = self._polish(), self.made_by.get(chosen.key)
+        if self.job.minimise:
+            chosen = await polish.minimised(chosen)
+        self.made_by.setdefault(chosen.key, maker or "")
+        self.bought = await polish.bought(chosen)
         return chosen
 
     async def _prove(self, chosen: Candidate) -> OptimizationResult:
@@ -458,7 +529,7 @@ class Optimizer:
             optimization_details=Details(
                 algorithm_used=self.made_by.get(winner.key) if winner else None,
                 iterations=len(stored),
-                key_improvements=edits(self.job.seed, winner) if winner else (),
+                key_improvements=tuple(str(each) for each in self.bought) if winner else (),
                 lineage=self._lineage(winner, stored) if winner else (),
                 preflight=self.preflight.to_json() if self.preflight else {},
                 notes=tuple(self.notes),
@@ -511,24 +582,6 @@ def _compare_costs(before: Evaluations, after: Evaluations, *, seed: int) -> Com
     if len(known[0]) < len(before) or len(known[1]) < len(after) or not any((*known[0], *known[1])):
         return None  # a price is not known, or there is none: a local model costs nothing either way
     return compare_paired(known[0], known[1], seed=seed)
-
-
-def edits(before: Candidate, after: Candidate) -> tuple[str, ...]:
-    """What changed from one candidate to another, one line per edit."""
-    lines = []
-    for name, new in after.predictors.items():
-        old = before.predictors[name]
-        if new.instructions != old.instructions:
-            lines.append(
-                f"{name}: instructions rewritten ({len(old.instructions)} to {len(new.instructions)} characters)"
-            )
-        added = [demo for demo in new.demos if demo not in old.demos]
-        removed = [demo for demo in old.demos if demo not in new.demos]
-        if added:
-            lines.append(f"{name}: {len(added)} demos added")
-        if removed:
-            lines.append(f"{name}: {len(removed)} demos removed")
-    return tuple(lines)
 
 
 def with_spend(result: OptimizationResult, spend: Spend) -> OptimizationResult:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias
 
-from ratchet.core.algorithm import Algorithm, Evaluate, Generate, Reply, Request, Start, Together, Wait
+from ratchet.core.algorithm import Algorithm, Evaluate, Generate, Reply, Request, Start, Tell, Together, Wait
 from ratchet.core.errors import BrokenContract, BudgetSpent
 from ratchet.core.evaluation import Evaluation, Evaluations
 from ratchet.core.problem import Candidate, Example
@@ -68,6 +68,7 @@ class Runner:
         ledger: The stage's budget.
         notebook: Where rows are kept; rows it holds are not run again.
         on_evaluations: Told of each evaluation request that is handed over.
+        on_tell: Told of what an algorithm says of its search.
         concurrency: Rows under way at once; they begin in the order in which they were started.
     """
 
@@ -79,6 +80,7 @@ class Runner:
         ledger: Ledger,
         notebook: Notebook,
         on_evaluations: Callable[[Candidate, Evaluations], None] = lambda candidate, evaluations: None,
+        on_tell: Callable[[Tell], None] = lambda told: None,
         concurrency: int = 8,
     ) -> None:
         self._program = program
@@ -86,6 +88,7 @@ class Runner:
         self._ledger = ledger
         self._notebook = notebook
         self._on_evaluations = on_evaluations
+        self._on_tell = on_tell
         self._slots = asyncio.Semaphore(concurrency)
         self._under_way: dict[RowKey, asyncio.Task[None]] = {}
         self._running: set[RowKey] = set()
@@ -200,6 +203,8 @@ class Runner:
         match request:
             case Start(work):
                 return self.start(work)
+            case Tell():
+                return self._on_tell(request)
             case Wait(among):
                 ticket = await self._first(among or tuple(self._tickets))
                 return ticket, await self._hand_over(ticket)

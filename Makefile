@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: help demo test check format acceptance bench-gain bench-throughput bench-wallclock bench-chaos bench-memory bench-hypervolume lock docs clean
+.PHONY: help demo serve test check format acceptance bench-gain bench-throughput bench-wallclock bench-chaos bench-memory bench-hypervolume lock docs clean
 
 help:  ## Show what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -17,6 +17,9 @@ $(READY): requirements.lock pyproject.toml
 
 demo: $(READY)  ## Make a small program better with the local LM; no key needed
 	$(BIN)/ratchet demo
+
+serve: $(READY)  ## Serve the API on port 8004, with SQLite and nothing else
+	$(BIN)/ratchet serve
 
 test: $(READY)  ## Run the tests
 	$(BIN)/python -m pytest
@@ -52,7 +55,7 @@ bench-memory: $(READY)  ## Memory of 20,000 evaluations, and the time to the fir
 	$(BIN)/python -m bench.memory $(QUICK)
 
 lock: $(READY)  ## Resolve pyproject.toml anew into requirements.lock
-	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --extra local --group dev --output-file requirements.lock pyproject.toml
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --extra local --extra service --group dev --output-file requirements.lock pyproject.toml
 
 docs: $(READY)  ## Write docs/reference/cli.md from the commands
 	$(BIN)/python -m typer ratchet.cli.app utils docs --name ratchet \

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import dspy
 from dspy.utils.exceptions import LMInvalidRequestError
@@ -23,7 +23,7 @@ from ratchet.core.algorithm import Search
 from ratchet.core.errors import BadRequest, Cancelled, RatchetError, StorageUnavailable, UnknownName
 from ratchet.core.problem import Candidate, Example, Problem, content_hash
 from ratchet.core.request import Constraints, Objective, OptimizationRequest, Target
-from ratchet.core.result import OptimizationResult, Spend
+from ratchet.core.result import OptimizationResult, Spend, Status
 from ratchet.engine.archive import Event, Notebook, Optimization
 from ratchet.engine.optimize import Algorithms, Job, Optimizer, with_spend
 from ratchet.programs import targets, telemetry
@@ -43,6 +43,10 @@ from ratchet.settings import Settings, quiet_libraries
 from ratchet.storage.lessons import SqlLessons
 from ratchet.storage.memory import MemoryNotebook
 from ratchet.storage.sql import SqlArchive
+
+if TYPE_CHECKING:
+    from ratchet.desk import Desk
+    from ratchet.workflows import Worker
 
 AUTO = ("portfolio",)
 """What ``auto`` stands for."""
@@ -128,12 +132,17 @@ class Options:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Given:
-    """What a library caller hands over as objects; a command line has none of it."""
+    """What a library caller or the service hands over as objects; a command line has none of it.
+
+    Attributes:
+        rows: Rows of a stored data set, by the name of the option whose file they stand for.
+    """
 
     program: dspy.Module | None = None
     metric: Callable[..., Any] | None = None
     examples: Sequence[Example] | None = None
     splits: Splits | None = None
+    rows: Mapping[str, Sequence[Row]] = field(default_factory=dict)
     lm: dspy.BaseLM | None = None
     reflection_lm: dspy.BaseLM | None = None
     algorithms: Mapping[str, Search] = field(default_factory=dict)
@@ -283,6 +292,9 @@ def _splits(options: Options, given: Given, module: dspy.Module) -> Splits:
         if file is not None:
             rename = dict(options.fields)
             parts[name] = examples_for(module, read_rows(file), metric=options.metric, rename=rename, file=file)
+    for name, rows in given.rows.items():
+        rename = dict(options.fields)
+        parts[name] = examples_for(module, rows, metric=options.metric, rename=rename, file=name)
     if given.examples is not None:
         parts["data"] = given.examples
     if not parts:
@@ -320,6 +332,7 @@ class Run:
         self.prepared = prepared
         self.notebook = notebook
         self._emit = emit
+        self._stopped_as: Status = "cancelled"
         self._began = self._banked = time.monotonic()
         self._spent_seconds = spent_seconds
         options, constraints = prepared.options, prepared.request.constraints
@@ -412,8 +425,13 @@ class Run:
 
         self._emit = tell
 
-    def cancel(self) -> None:
-        """Stop cleanly, soon; what was recorded stays, and ``resume`` goes on from there."""
+    def cancel(self, status: Status = "cancelled") -> None:
+        """Stop cleanly, soon; what was recorded stays, and ``resume`` goes on from there.
+
+        Args:
+            status: What is stored then.
+        """
+        self._stopped_as = status
         self.gateway.cancel()
 
     async def _write(self, prompt: str, temperature: float, number: int) -> str:
@@ -504,7 +522,7 @@ class Run:
 
         Raises:
             RatchetError: it failed, or was stopped; the status says so too.
-            BadRequest: another process is working on it.
+            InUse: another process is working on it.
         """
         with self.notebook.claimed():
             try:
@@ -525,7 +543,7 @@ class Run:
                 self.gateway.land()
             result = with_spend(found, self.spend())
         except (Cancelled, KeyboardInterrupt):
-            self._stop("cancelled", "")
+            self._stop(self._stopped_as, "")
             raise
         except Exception as error:
             self._stop("failed", f"{type(error).__name__}: {error}")
@@ -593,12 +611,14 @@ def new_run(
     archive: SqlArchive,
     *,
     identity: str | None = None,
+    status: Status = "running",
     emit: Callable[[Event], None] = lambda event: None,
 ) -> Run:
-    """A new optimization, stored and ready to be executed.
+    """A new optimization, stored as ``status`` and ready to be executed.
 
     Args:
         identity: Its id; a new one where it is left out.
+        status: How it is stored.
 
     Raises:
         UserError: the request cannot be carried out; nothing was stored then.
@@ -614,7 +634,7 @@ def new_run(
     notebook = archive.start(
         Optimization(
             id=identity,
-            status="running",
+            status=status,
             created_at=datetime.now(UTC),
             request={
                 "options": options.to_json(),
@@ -696,3 +716,22 @@ def _program_identity(prepared: Prepared) -> str:
 
 def _agent_identity(module: dspy.Module) -> str | None:
     return f"agent {module.spec.name}@{module.spec.url}" if isinstance(module, RemoteAgent) else None
+
+
+def open_desk(settings: Settings) -> Desk:
+    """The service's desk, with its queue.
+
+    Raises:
+        StorageUnavailable: the database cannot be opened.
+    """
+    from ratchet.desk import Desk
+    from ratchet.workflows import Dispatcher
+
+    return Desk(settings, open_archive(settings), Dispatcher(settings), clock=lambda: datetime.now(UTC))
+
+
+def new_worker(desk: Desk, settings: Settings, *, say: Callable[[str], None]) -> Worker:
+    """A worker of this process, on the desk's own database."""
+    from ratchet.workflows import Dispatcher, Worker
+
+    return Worker(settings, desk.archive, desk.jobs, Dispatcher(settings), say=say)

@@ -21,6 +21,13 @@ class Settings(BaseSettings):
         algorithm_secret: Signs what is said to an algorithm given by its URL.
         algorithm_seconds: Patience with one turn of such an algorithm.
         metrics, traces: See ``ratchet.programs.telemetry.observer_from``.
+        worker_concurrency: Optimizations that one worker works on at once.
+        tenant_concurrency: Optimizations of one tenant under way at once, over all workers.
+        global_concurrency: Optimizations under way at once, over all workers and tenants.
+        import_allow: What the service may import as a target or a metric, with commas between; ``app.*`` is all in it.
+        lm_bases: Addresses of LM servers that requests to the service may name, with commas between.
+        max_upload_mb: The largest upload of a data set.
+        max_body_kb: The largest body of any other request.
     """
 
     model_config = SettingsConfigDict(env_prefix="RATCHET_")
@@ -34,6 +41,13 @@ class Settings(BaseSettings):
     algorithm_seconds: float = 60.0
     metrics: str = ""
     traces: str = ""
+    worker_concurrency: int = 32
+    tenant_concurrency: int = 16
+    global_concurrency: int = 256
+    import_allow: str = ""
+    lm_bases: str = ""
+    max_upload_mb: float = 64.0
+    max_body_kb: float = 1024.0
 
     @property
     def database(self) -> str:

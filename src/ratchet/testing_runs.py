@@ -180,7 +180,7 @@ def status(folder: Path) -> str:
     return str(found[0]) if found else ""
 
 
-# --- problems that nothing can improve -------------------------------------------------------------------------------
+# --- problems that nothing can improve ------------------------------------------------------------------------------
 
 HOPELESS = ("example", "prompt")
 """What the score of a hopeless problem depends on: the example alone, or also on every letter of the prompt."""

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from ratchet.cli import custom, flags
+from ratchet.cli import custom, flags, serving
 from ratchet.cli.begin import begin as _settings
 from ratchet.cli.begin import examples as _examples
 from ratchet.cli.errors import Commands, say
@@ -27,6 +27,10 @@ app.add_typer(models, name="models")
 app.add_typer(custom.algorithms, name="algorithms")
 lessons = typer.Typer(no_args_is_help=True, help="What optimizations taught; the next ones begin with it.")
 app.add_typer(lessons, name="lessons")
+app.command("serve")(serving.serve)
+app.command("worker")(serving.worker)
+app.add_typer(serving.keys, name="keys")
+app.add_typer(serving.audit, name="audit")
 
 
 def _version(wanted: bool) -> None:

@@ -30,6 +30,8 @@ VERDICTS = {
     "failed": "[bold red]failed[/]",
     "cancelled": "[yellow]cancelled[/]",
     "running": "[blue]running[/]",
+    "queued": "[blue]queued[/]",
+    "paused": "[yellow]paused[/]",
     "evaluated": "[green]evaluated[/]",
     "compared": "[green]compared[/]",
 }

@@ -11,7 +11,7 @@ from ratchet.core.problem import Candidate
 from ratchet.core.request import MetricName
 from ratchet.core.statistics import Comparison
 
-Status = Literal["improved", "no_proven_gain", "declined", "failed", "cancelled", "running"]
+Status = Literal["improved", "no_proven_gain", "declined", "failed", "cancelled", "running", "queued", "paused"]
 """How an optimization stands. Only ``improved`` claims a gain."""
 TradeOff = Literal["best", "knee", "cheapest", "fastest"]
 """A point of a front worth naming: the best quality; the one that gives up least of everything; and the cheapest and the

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import random
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import import_module
@@ -15,7 +16,7 @@ from ratchet.core.errors import BadMetric, BudgetSpent, UserError
 from ratchet.core.evaluation import Evaluations
 from ratchet.core.lesson import Bought, Progress
 from ratchet.core.objectives import weighted_gain
-from ratchet.core.problem import Budget, Candidate, Example, PredictorSpec, Problem
+from ratchet.core.problem import Budget, Candidate, Example, PredictorSpec, Problem, canonical
 from ratchet.core.request import OptimizationRequest
 from ratchet.core.result import Ancestor, Details, Front, OptimizationResult, Performance, Spend, Status, performance
 from ratchet.core.statistics import Comparison, compare_paired, relative_change
@@ -146,13 +147,21 @@ class Optimizer:
         self.spare = 0
         self.bought: tuple[Bought, ...] = ()
         self.progress: list[Progress] = []
+        self._before = Counter(_gist(event) for _, event in job.notebook.events())
 
     # --- what is told while it runs --------------------------------------------------------------------------------
 
     def _emit(self, kind: str, **payload: Any) -> None:
         event = Event(kind=kind, payload={"calls": self.job.ledger.calls, **payload})
-        self.job.notebook.note(event)
+        if not self._told_before(event):
+            self.job.notebook.note(event)
         self.job.emit(event)
+
+    def _told_before(self, event: Event) -> bool:
+        """Whether ``event`` is kept already: an optimization that is resumed goes through its beginning again."""
+        before = self._before[_gist(event)]
+        self._before[_gist(event)] -= before > 0
+        return before > 0
 
     def _seen(self, candidate: Candidate, evaluations: Evaluations) -> None:
         self._emit("evaluated", candidate=candidate.key, mean=evaluations.mean, n=len(evaluations))
@@ -565,6 +574,11 @@ class Optimizer:
                 )
             )
         return tuple(steps)
+
+
+def _gist(event: Event) -> str:
+    """What ``event`` tells, without the calls that were counted then: a replay counts those of the future too."""
+    return canonical([event.kind, {name: value for name, value in event.payload.items() if name != "calls"}])
 
 
 def utility(evaluations: Evaluations, baseline: Evaluations, request: OptimizationRequest) -> float:

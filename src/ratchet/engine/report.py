@@ -261,6 +261,8 @@ _VERDICT: dict[Status, tuple[str, str]] = {
     "failed": ("Failed", "The optimization stopped before it had a result. Nothing was changed."),
     "cancelled": ("Cancelled", "The optimization was stopped on request. Nothing was changed."),
     "running": ("Running", "The optimization has not ended yet."),
+    "queued": ("Queued", "The optimization waits for a worker."),
+    "paused": ("Paused", "The optimization was paused on request, and can go on."),
 }
 
 

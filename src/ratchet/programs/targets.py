@@ -53,8 +53,8 @@ def resolve_target(text: str, *, kind: str = "predict", instructions: str | None
 
     Args:
         text: ``pkg.module:attribute``, ``file.py:attribute`` (an instance, a class or a factory), an inline signature
-            such as ``"text -> label: Literal['a', 'b']"``, the JSON of a program that Ratchet saved, or the spec of a
-            remote agent (``agent.json``, ``agent.yaml``; ``ratchet.programs.agent_spec``).
+            such as ``"text -> label: Literal['a', 'b']"``, a program that Ratchet saved (the file, or its JSON), or the
+            spec of a remote agent (``agent.json``, ``agent.yaml``; ``ratchet.programs.agent_spec``).
         kind: ``predict`` or ``cot``; the module for an inline signature.
         instructions: Instructions for an inline signature.
 
@@ -62,6 +62,11 @@ def resolve_target(text: str, *, kind: str = "predict", instructions: str | None
         UnknownName: there is nothing under this name.
         BadRequest: what is there is no program.
     """
+    if text.startswith("{"):
+        try:
+            return _saved("the saved program", json.loads(text))
+        except ValueError as error:
+            raise BadRequest(f"the saved program is no JSON: {error}") from error
     if "->" in text:
         return _inline(text, kind, instructions)
     if text.endswith((".json", ".yaml", ".yml")):
@@ -165,10 +170,10 @@ def _agent(spec: AgentSpec, text: str) -> Target:
     return Target(module=RemoteAgent(spec), text=text, description=spec.description)
 
 
-def _saved(path: Path, state: Any) -> Target:
+def _saved(path: str | Path, state: Any) -> Target:
     try:
         text, kind, instructions = (state[SECTION][name] for name in ("target", "kind", "instructions"))
-        if not isinstance(text, str) or text.endswith(".json"):
+        if not isinstance(text, str) or text.endswith(".json") or text.startswith("{"):
             raise TypeError(text)
     except (KeyError, TypeError) as error:
         raise BadRequest(
@@ -212,7 +217,7 @@ def load_program(path: str | Path, module: dspy.Module | None = None) -> dspy.Mo
     return module
 
 
-def _load(module: dspy.Module, state: dict[str, Any], path: Path, text: str) -> None:
+def _load(module: dspy.Module, state: dict[str, Any], path: str | Path, text: str) -> None:
     try:
         module.load_state(state)
     except Exception as error:  # DSPy takes a state on trust

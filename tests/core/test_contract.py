@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from ratchet.algorithms import NATIVE
-from ratchet.core.algorithm import Evaluate, Generate, Start, Together, Wait
+from ratchet.core.algorithm import Evaluate, Generate, Start, Tell, Together, Wait
 from ratchet.core.contract import watched
 from ratchet.core.errors import BrokenContract, BudgetSpent
 from ratchet.core.problem import Candidate, Example, PredictorState, Problem
@@ -61,7 +61,7 @@ ELSEWHERE = Example(inputs={"question": "q?"}, labels={"answer": "a"})
 @pytest.mark.parametrize(
     ("make", "found", "expected"),
     [
-        (lambda p: "more", "it yielded 'more'", "Evaluate, Generate, Together, Start or Wait"),
+        (lambda p: "more", "it yielded 'more'", "Evaluate, Generate, Together, Start, Wait or Tell"),
         (lambda p: None, "it yielded None", "Evaluate"),
         (lambda p: Evaluate("text", p.train), "Evaluate.candidate is 'text'", "a Candidate"),  # type: ignore[arg-type]
         (lambda p: Evaluate(p.seed, ()), "Evaluate.examples is ()", "at least one"),
@@ -176,6 +176,15 @@ def test_one_that_asks_for_what_it_knows_for_ever_is_stopped() -> None:
 
     with pytest.raises(BrokenContract, match="nothing new in 10000 turns"):
         SyntheticProblem().solve(watched(search(circling), "mine"))
+
+
+def test_what_it_tells_is_passed_on_without_data_that_ratchets_own_parts_read() -> None:
+    def talkative(problem: Problem) -> Any:
+        yield Tell("why", {"algorithm": "mine"})
+        return [problem.seed]
+
+    algorithm = watched(search(talkative), "mine")(SyntheticProblem().problem, rng=None)  # type: ignore[arg-type]
+    assert next(algorithm) == Tell("why")
 
 
 def test_tickets_that_are_not_under_way_are_told() -> None:

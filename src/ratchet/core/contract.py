@@ -51,6 +51,8 @@ def watched(search: Search, name: str) -> Search:
                 except Exception as error:  # foreign code
                     raise watch.raised(error) from error
                 watch.look_at(request)
+                if isinstance(request, Tell):
+                    request = Tell(request.text)  # what stands in its data is between Ratchet's own parts
                 try:
                     reply = yield request
                 except BudgetSpent as error:

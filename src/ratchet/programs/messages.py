@@ -15,7 +15,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from ratchet.core.algorithm import Evaluate, Generate, Request, Start, Together, Wait
+from ratchet.core.algorithm import Evaluate, Generate, Request, Start, Tell, Together, Wait
 from ratchet.core.evaluation import Evaluation, Evaluations
 from ratchet.core.problem import Candidate, PredictorState, Problem
 
@@ -77,6 +77,8 @@ class Words:
             case Start(work):
                 self._started[reply] = work
                 return reply
+            case Tell():
+                return None
             case Wait():
                 ticket, answer = reply
                 return {"ticket": ticket, "reply": self.reply(self._started.pop(ticket), answer)}
@@ -170,6 +172,7 @@ class RequestMessage(WorkMessage):
 
     start: WorkMessage | None = None
     wait: list[int] | None = None
+    tell: Annotated[str, Field(min_length=1, max_length=1000)] | None = None
 
 
 class Answer(BaseModel):
@@ -216,6 +219,8 @@ class Reader:
         return self._request(answer.request)
 
     def _request(self, message: RequestMessage) -> Request:
+        if message.tell is not None:
+            return Tell(message.tell)
         if message.wait is not None:
             return Wait(tuple(message.wait))
         if message.start is not None:

@@ -15,15 +15,29 @@ from typing import TYPE_CHECKING, Any
 from ratchet.core import errors
 
 if TYPE_CHECKING:
+    from ratchet.contest import Contest
     from ratchet.core.result import OptimizationResult
     from ratchet.family import optimize_family
-    from ratchet.library import Outcome, optimize
+    from ratchet.library import Outcome, compare, optimize
+    from ratchet.programs.targets import load_program
 
-__all__ = ["OptimizationResult", "Outcome", "errors", "optimize", "optimize_family"]
+__all__ = [
+    "Contest",
+    "OptimizationResult",
+    "Outcome",
+    "compare",
+    "errors",
+    "load_program",
+    "optimize",
+    "optimize_family",
+]
 
 _ROOMS = {
+    "Contest": "ratchet.contest",
     "OptimizationResult": "ratchet.core.result",
     "Outcome": "ratchet.library",
+    "compare": "ratchet.library",
+    "load_program": "ratchet.programs.targets",
     "optimize": "ratchet.library",
     "optimize_family": "ratchet.family",
 }

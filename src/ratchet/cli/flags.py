@@ -19,7 +19,10 @@ def flag(name: str, help: str, *, short: str | None = None, panel: str | None = 
 
 _DATA, _LM, _BUDGET, _SEARCH = "Data and metric", "Language models", "Budget", "Search and proof"
 
-TARGET = "pkg.module:attribute, file.py:attribute, an inline signature ('text -> label'), or a saved program.json"
+TARGET = (
+    "pkg.module:attribute, file.py:attribute, an inline signature ('text -> label'), a saved program.json, "
+    "or a remote agent's spec (agent.json, agent.yaml)"
+)
 
 Target = Annotated[str, typer.Argument(help=f"What to run: {TARGET}.", metavar="TARGET", show_default=False)]
 Data = Annotated[Path | None, flag("data", "One file of examples (.jsonl .json .csv .tsv .parquet).", panel=_DATA)]
@@ -39,6 +42,10 @@ Map = Annotated[
 ]
 Module = Annotated[str, flag("module", "predict or cot: the module of an inline signature.", panel=_DATA)]
 Instructions = Annotated[str | None, flag("instructions", "Instructions of an inline signature.", panel=_DATA)]
+
+TuneTools = Annotated[
+    bool, flag("tune-tools", "Tune what an agent's tools say of themselves and of their arguments too.", panel=_SEARCH)
+]
 
 Lm = Annotated[
     str | None, flag("lm", "local, local:/path.gguf, or any model DSPy knows (openai/gpt-4.1-mini).", panel=_LM)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import random
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import import_module
@@ -14,11 +15,13 @@ from ratchet.core.algorithm import Evaluate, Search, Tell, Together
 from ratchet.core.errors import BadMetric, BudgetSpent, UserError
 from ratchet.core.evaluation import Evaluations
 from ratchet.core.lesson import Bought, Progress
-from ratchet.core.problem import Budget, Candidate, Example, PredictorSpec, Problem
-from ratchet.core.request import Objective, OptimizationRequest
-from ratchet.core.result import Ancestor, Details, OptimizationResult, Performance, Spend, Status, performance
+from ratchet.core.objectives import weighted_gain
+from ratchet.core.problem import Budget, Candidate, Example, PredictorSpec, Problem, canonical
+from ratchet.core.request import OptimizationRequest
+from ratchet.core.result import Ancestor, Details, Front, OptimizationResult, Performance, Spend, Status, performance
 from ratchet.core.statistics import Comparison, compare_paired, relative_change
 from ratchet.engine.archive import Event, Notebook
+from ratchet.engine.front import front_of
 from ratchet.engine.hygiene import Guard
 from ratchet.engine.plan import Plan, Preflight, look_ahead, make_plan
 from ratchet.engine.polish import Polish, kept_calls
@@ -61,10 +64,17 @@ class OpaqueSearch(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Algorithms:
-    """The algorithms of one optimization, by name and in order; each either a generator or one that owns its loop."""
+    """The algorithms of one optimization, by name and in order; each either a generator or one that owns its loop.
+
+    Attributes:
+        native: Generators.
+        opaque: Those that own their loop.
+        aside: Names of generators that are not Ratchet's own: they may block, and so take their turns in a thread.
+    """
 
     native: Mapping[str, Search]
     opaque: Mapping[str, OpaqueSearch]
+    aside: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -137,13 +147,21 @@ class Optimizer:
         self.spare = 0
         self.bought: tuple[Bought, ...] = ()
         self.progress: list[Progress] = []
+        self._before = Counter(_gist(event) for _, event in job.notebook.events())
 
     # --- what is told while it runs --------------------------------------------------------------------------------
 
     def _emit(self, kind: str, **payload: Any) -> None:
         event = Event(kind=kind, payload={"calls": self.job.ledger.calls, **payload})
-        self.job.notebook.note(event)
+        if not self._told_before(event):
+            self.job.notebook.note(event)
         self.job.emit(event)
+
+    def _told_before(self, event: Event) -> bool:
+        """Whether ``event`` is kept already: an optimization that is resumed goes through its beginning again."""
+        before = self._before[_gist(event)]
+        self._before[_gist(event)] -= before > 0
+        return before > 0
 
     def _seen(self, candidate: Candidate, evaluations: Evaluations) -> None:
         self._emit("evaluated", candidate=candidate.key, mean=evaluations.mean, n=len(evaluations))
@@ -300,6 +318,8 @@ class Optimizer:
         return max(zip(finalists, means, strict=True), key=lambda pair: pair[1].mean if pair[1] else -math.inf)[0]
 
     def _perfect(self, candidate: Candidate) -> bool:
+        if any(objective.metric in ("cost", "latency") for objective in self.job.request.weighted):
+            return False
         known = self.runner.known(candidate, self.validation)
         return (
             known is not None
@@ -315,8 +335,9 @@ class Optimizer:
         job, plan = self.job, self.plan
         assert plan is not None
         opaque = name in job.algorithms.opaque
-        # An optimizer that owns its loop does not know that its choice must still be validated.
-        reserve = min(allowance, math.ceil(len(self.validation) * plan.calls_per_run)) if opaque else 0
+        # What is not Ratchet's own does not know that its choice must still be validated.
+        foreign = opaque or name in job.algorithms.aside
+        reserve = min(allowance, math.ceil(len(self.validation) * plan.calls_per_run)) if foreign else 0
         self._begin(stage, allowance=allowance - reserve)
         problem = Problem(
             seed=start,
@@ -328,6 +349,7 @@ class Optimizer:
             description=job.description,
             success_at=job.request.success_at,
             slots=job.concurrency,
+            objectives=job.request.weighted,
             lm=job.lm,
             noise=self.preflight.noise if self.preflight else None,
         )
@@ -337,11 +359,12 @@ class Optimizer:
             used = allowance - reserve - max(0, job.ledger.left() or 0)
             self._begin(f"{stage}, validation", allowance=allowance - used)
         else:
-            found = await self.runner.drive(job.algorithms.native[name](problem, rng=rng)) or []
+            search = job.algorithms.native[name](problem, rng=rng)
+            found = await self.runner.drive(search, aside=name in job.algorithms.aside) or []
             if not found and (best := self.runner.best_known(self.validation)):
                 found = [best]
-            if self.runner.called_off:  # what of it got through is chance: it must not count from here on
-                self._begin(f"{stage}, validation", allowance=self.runner.left())
+            if self.runner.called_off or reserve:  # what of it got through is chance: it must not count from here on
+                self._begin(f"{stage}, validation", allowance=(self.runner.left() or 0) + reserve)
         for candidate in found:
             self.made_by.setdefault(candidate.key, name)
             if await self._validated(candidate, recorded=opaque):
@@ -511,6 +534,7 @@ class Optimizer:
             baseline_performance=measured,
             baseline=self.job.seed,
             winner=winner,
+            front=self._front(winner or self.job.seed),
             optimization_details=Details(
                 algorithm_used=self.made_by.get(winner.key) if winner else None,
                 iterations=len(stored),
@@ -520,6 +544,12 @@ class Optimizer:
                 notes=tuple(self.notes),
             ),
         )
+
+    def _front(self, chosen: Candidate) -> Front:
+        """The front over all candidates that were validated in full; of equals the chosen one, or the baseline."""
+        known = {candidate: rows for candidate, rows in self.runner.all_known(self.validation)}
+        preferred = dict.fromkeys(each for each in (chosen, self.job.seed, *known) if each in known)
+        return front_of({each: known[each] for each in preferred}, baseline=self.job.seed, request=self.job.request)
 
     def _lineage(self, winner: Candidate, stored: Mapping[str, Candidate]) -> tuple[Ancestor, ...]:
         """From the seed to the winner, each with its validation mean where it was measured in full."""
@@ -546,32 +576,18 @@ class Optimizer:
         return tuple(steps)
 
 
+def _gist(event: Event) -> str:
+    """What ``event`` tells, without the calls that were counted then: a replay counts those of the future too."""
+    return canonical([event.kind, {name: value for name, value in event.payload.items() if name != "calls"}])
+
+
 def utility(evaluations: Evaluations, baseline: Evaluations, request: OptimizationRequest) -> float:
     """The weighted gain over the baseline; 0 is the baseline itself, higher is better.
 
     Quality and success count their difference, cost and latency the share that is saved. An objective that was not
     measured (an unknown price) counts nothing.
     """
-    gain = 0.0
-    for objective in request.objectives:
-        gain += objective.weight * _gain(objective, evaluations, baseline, request.success_at)
-    return gain
-
-
-def _gain(objective: Objective, after: Evaluations, before: Evaluations, success_at: float) -> float:
-    match objective.metric:
-        case "quality_score":
-            return after.mean - before.mean
-        case "success_rate":
-            return after.success_rate(success_at) - before.success_rate(success_at)
-        case "cost":
-            return _saved(before.cost_usd, after.cost_usd)
-        case "latency":
-            return _saved(before.latency_ms, after.latency_ms)
-
-
-def _saved(before: float | None, after: float | None) -> float:
-    return (before - after) / before if before and after is not None else 0.0
+    return weighted_gain(evaluations, baseline, request.objectives, success_at=request.success_at)
 
 
 def _compare_costs(before: Evaluations, after: Evaluations, *, seed: int) -> Comparison | None:

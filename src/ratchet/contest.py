@@ -235,7 +235,8 @@ def _entries(options: Options, names: Sequence[str], given: Given, settings: Set
     entries: list[_Entry] = []
     for name in names:
         algorithms = (name,) if name in given.algorithms else tuple(part.strip() for part in name.split(","))
-        asked = replace(options, algorithms=algorithms)
+        # None of them may profit from what another one found.
+        asked = replace(options, algorithms=algorithms, warm_start=False, learn_from=())
         splits = entries[0].prepared.splits if entries else None
         prepared = prepare(asked, given, settings, splits=splits)
         identity = content_hash([asked.to_json(), identities(prepared)])

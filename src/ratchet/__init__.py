@@ -17,10 +17,20 @@ from ratchet.core import errors
 if TYPE_CHECKING:
     from ratchet.contest import Contest
     from ratchet.core.result import OptimizationResult
+    from ratchet.family import optimize_family
     from ratchet.library import Outcome, compare, optimize
     from ratchet.programs.targets import load_program
 
-__all__ = ["Contest", "OptimizationResult", "Outcome", "compare", "errors", "load_program", "optimize"]
+__all__ = [
+    "Contest",
+    "OptimizationResult",
+    "Outcome",
+    "compare",
+    "errors",
+    "load_program",
+    "optimize",
+    "optimize_family",
+]
 
 _ROOMS = {
     "Contest": "ratchet.contest",
@@ -29,6 +39,7 @@ _ROOMS = {
     "compare": "ratchet.library",
     "load_program": "ratchet.programs.targets",
     "optimize": "ratchet.library",
+    "optimize_family": "ratchet.family",
 }
 
 

@@ -15,12 +15,19 @@ from typing import TYPE_CHECKING, Any
 from ratchet.core import errors
 
 if TYPE_CHECKING:
+    from ratchet.client import AsyncClient, Client
     from ratchet.core.result import OptimizationResult
     from ratchet.library import Outcome, optimize
 
-__all__ = ["OptimizationResult", "Outcome", "errors", "optimize"]
+__all__ = ["AsyncClient", "Client", "OptimizationResult", "Outcome", "errors", "optimize"]
 
-_ROOMS = {"OptimizationResult": "ratchet.core.result", "Outcome": "ratchet.library", "optimize": "ratchet.library"}
+_ROOMS = {
+    "AsyncClient": "ratchet.client",
+    "Client": "ratchet.client",
+    "OptimizationResult": "ratchet.core.result",
+    "Outcome": "ratchet.library",
+    "optimize": "ratchet.library",
+}
 
 
 def __getattr__(name: str) -> Any:

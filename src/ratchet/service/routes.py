@@ -26,7 +26,7 @@ from ratchet.storage.jobs import Told
 PREFIX = "/api/v1"
 _PROBLEMS: dict[int | str, dict[str, Any]] = {
     code: {"model": schemas.ProblemOut, "content": {problems.MEDIA_TYPE: {}}, "description": problems.TITLES[code]}
-    for code in (401, 403, 404, 409, 413, 422)
+    for code in (400, 401, 403, 404, 409, 413, 422)
 }
 router = APIRouter(prefix=PREFIX, responses=_PROBLEMS)
 live = APIRouter()

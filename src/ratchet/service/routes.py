@@ -208,7 +208,7 @@ async def websocket(socket: WebSocket, identity: str, after: int = 0) -> None:
     if sending in done:
         with suppress(WebSocketDisconnect, RuntimeError):
             sending.result()
-            await socket.close(1000)
+            await socket.close(1012 if socket.app.state.pulse.closed else 1000)  # 1012: the server starts again
 
 
 async def _deny(socket: WebSocket, problem: dict[str, Any]) -> None:

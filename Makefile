@@ -39,7 +39,10 @@ bench-gain: $(READY)  ## Gains on public data with real local LMs; long, resumab
 bench-throughput: $(READY)  ## CPU time of a program run, beside dspy.Evaluate; QUICK=--quick for a tenth
 	$(BIN)/python -m bench.throughput $(QUICK)
 
-bench-wallclock: $(READY)  ## Wall time of optimizations, beside DSPy's, with an LM of 300 ms and 64 slots
+bench-wallcbench-surfaces: $(TORCH)  ## Evaluations that searches need on recorded response surfaces, beside TPE
+	$(BIN)/python -m bench.surfaces $(QUICK)
+
+lock: $(READY)  ## Wall time of optimizations, beside DSPy's, with an LM of 300 ms and 64 slots
 	$(BIN)/python -m bench.wallclock $(QUICK)
 
 bench-chaos: $(READY)  ## 40 optimizations through errors, outages and 200 kill -9, beside the same on a calm day
@@ -47,6 +50,9 @@ bench-chaos: $(READY)  ## 40 optimizations through errors, outages and 200 kill 
 
 bench-memory: $(READY)  ## Memory of 20,000 evaluations, and the time to the first LM call
 	$(BIN)/python -m bench.memory $(QUICK)
+
+bench-surfaces: $(TORCH)  ## Evaluations that searches need on recorded response surfaces, beside TPE
+	$(BIN)/python -m bench.surfaces $(QUICK)
 
 lock: $(READY)  ## Resolve pyproject.toml anew into requirements.lock
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --extra local --group dev --output-file requirements.lock pyproject.toml

@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: help demo serve test check format acceptance bench-gain bench-throughput bench-wallclock bench-chaos bench-memory bench-hypervolume lock docs clean
+.PHONY: help demo serve test check format acceptance bench-gain bench-throughput bench-wallclock bench-chaos bench-memory bench-hypervolume bench-surfaces lock docs clean
 
 help:  ## Show what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -42,17 +42,20 @@ bench-gain: $(READY)  ## Gains on public data with real local LMs; long, resumab
 bench-throughput: $(READY)  ## CPU time of a program run, beside dspy.Evaluate; QUICK=--quick for a tenth
 	$(BIN)/python -m bench.throughput $(QUICK)
 
-bench-wallcbench-hypervolume: $(READY)  ## Fronts of `genetic` beside those of pymoo's NSGA-II, after as many evaluations
-	$(BIN)/python -m bench.hypervolume $(QUICK)
-
-lock: $(READY)  ## Wall time of optimizations, beside DSPy's, with an LM of 300 ms and 64 slots
+bench-wallclock: $(READY)  ## Wall time of optimizations, beside DSPy's, with an LM of 300 ms and 64 slots
 	$(BIN)/python -m bench.wallclock $(QUICK)
+
+bench-hypervolume: $(READY)  ## Fronts of `genetic` beside those of pymoo's NSGA-II, after as many evaluations
+	$(BIN)/python -m bench.hypervolume $(QUICK)
 
 bench-chaos: $(READY)  ## 40 optimizations through errors, outages and 200 kill -9, beside the same on a calm day
 	$(BIN)/python -m bench.chaos $(QUICK)
 
 bench-memory: $(READY)  ## Memory of 20,000 evaluations, and the time to the first LM call
 	$(BIN)/python -m bench.memory $(QUICK)
+
+bench-surfaces: $(TORCH)  ## Evaluations that searches need on recorded response surfaces, beside TPE
+	$(BIN)/python -m bench.surfaces $(QUICK)
 
 lock: $(READY)  ## Resolve pyproject.toml anew into requirements.lock
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --extra local --extra service --group dev --output-file requirements.lock pyproject.toml

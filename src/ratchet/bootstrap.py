@@ -73,6 +73,7 @@ class Options:
         warm_start: Whether ``portfolio`` begins with what helped on tasks like this one.
         lessons_may_quote: Whether the lesson that is kept of it may hold text of examples, so that demos are kept too.
         tenant: Whose lessons it learns from, and to whom its own belongs.
+        learn_from: Ids of optimizations whose lessons are tried, however unlike their tasks are.
         fields: Input field of the program -> column of the file.
         tune_tools: Whether the descriptions of tools and of their arguments are tuned too.
     """
@@ -112,6 +113,7 @@ class Options:
     warm_start: bool = True
     lessons_may_quote: bool = False
     tenant: str = DEFAULT_TENANT
+    learn_from: tuple[str, ...] = ()
     fields: tuple[tuple[str, str], ...] = ()
     tune_tools: bool = False
 
@@ -126,6 +128,7 @@ class Options:
         for name in ("algorithms", "price"):
             if values.get(name) is not None:
                 values[name] = tuple(values[name])
+        values["learn_from"] = tuple(values.get("learn_from", ()))
         for name in ("objectives", "fields"):
             values[name] = tuple(tuple(pair) for pair in values[name])
         return cls(**values)

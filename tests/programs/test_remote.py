@@ -116,10 +116,25 @@ def test_outputs_are_pointed_at() -> None:
 
 
 @pytest.mark.parametrize(
+    "hostile", ["", "[" * 100_000, '{"a": NaN}', '{"a"', '"a"', "[]", "7", "null", '{"A": 1}', '{"a": {}}', "\x00"]
+)
+def test_no_reply_is_more_than_unreadable(hostile: str) -> None:
+    agent = spec(outputs={"a": "/a#/b"}, usage={"cost_usd": "/a"})
+    with pytest.raises(Unreadable):
+        agent.read(hostile)
+    assert agent.used(hostile) == (None, None, None)
+
+
+def test_half_a_character_in_a_reply_can_be_stored() -> None:
+    assert spec().read('{"a": "x\\ud83d"}')["a"].encode() == b"x?"
+
+
+@pytest.mark.parametrize(
     ("wrong", "said"),
     [
         ({"url": "ftp://host/x"}, "give http://HOST"),
         ({"url": "http://me:secret@host/x"}, "environment variable"),
+        ({"url": "http://host:99999/x"}, "[Pp]ort"),
         ({"components": {}}, "no component"),
         ({"components": {"system": ""}}, "components.system.text"),
         ({"request": {"q": "{{inputs.q}}"}}, "nowhere in the request"),

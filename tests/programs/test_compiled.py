@@ -194,6 +194,16 @@ def test_a_changed_predictor_is_compiled_anew() -> None:
     assert both.requests() == sent
 
 
+def test_a_predictor_that_was_asked_can_be_copied_without_a_word(caplog: pytest.LogCaptureFixture) -> None:
+    both = Both(dspy.Predict("text -> answer"), dspy.ChatAdapter())
+    both.call(both.compiled, {"text": "x"})
+    copy = both.compiled.deepcopy()
+    copy.demos = [dspy.Example(text="a", answer="b")]
+    both.call(copy, {"text": "y"})
+    assert both.compiled.demos == []
+    assert not caplog.records
+
+
 def test_the_rollout_of_a_run_is_part_of_the_key() -> None:
     both = Both(dspy.Predict("text -> answer"), dspy.ChatAdapter())
     for rollout in (None, 1, 2, 1):

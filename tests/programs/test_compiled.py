@@ -86,7 +86,7 @@ class Both:
     @property
     def prompt(self) -> Prompt | None:
         """What was compiled."""
-        found: Prompt | None = self.compiled.__dict__["_ratchet_prompt"][1]
+        found: Prompt | None = self.compiled.__dict__["_ratchet_prompt"].prompt
         return found
 
 

@@ -86,7 +86,7 @@ class Both:
     @property
     def prompt(self) -> Prompt | None:
         """What was compiled."""
-        found: Prompt | None = self.compiled.__dict__["_ratchet_prompt"][1]
+        found: Prompt | None = self.compiled.__dict__["_ratchet_prompt"].prompt
         return found
 
 
@@ -257,7 +257,7 @@ def test_over_http_the_bodies_are_the_same_bytes(stub: StubServer, name: str) ->
 
     with dspy.context(lm=ours, adapter=ADAPTERS[name](), disable_history=True):
         assert asyncio.run(all_of_them()) == plain
-    assert program.predict.__dict__["_ratchet_prompt"][1] is not None
+    assert program.predict.__dict__["_ratchet_prompt"].prompt is not None
     assert stub.log[-4:] == bodies
 
 

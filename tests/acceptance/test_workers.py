@@ -23,7 +23,7 @@ from ratchet.testing_server import SIGNATURE, StubServer
 from ratchet.testing_service import actor, data
 from ratchet.workflows import Dispatcher
 
-DATABASES = ("sqlite", "postgresql") if programs() is not None else ("sqlite",)
+DATABASES = ("postgresql",) if programs() is not None else ("sqlite",)
 
 
 @pytest.fixture(params=DATABASES)

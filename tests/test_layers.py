@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 SOURCE = Path(__file__).parents[1] / "src" / "ratchet"
-HEAVY = {"dspy", "fastapi", "sqlalchemy", "mlflow", "optuna", "xllamacpp", "pyarrow", "scipy"}
+HEAVY = {"dspy", "fastapi", "sqlalchemy", "mlflow", "optuna", "xllamacpp", "pyarrow", "scipy", "torch"}
 
 
 def loaded_by(statement: str) -> set[str]:
@@ -40,6 +40,7 @@ ROOMS = {
     "algorithms": {"core", "algorithms"},
     "programs": {"core", "programs", "algorithms"},
     "engine": {"core", "engine", "programs"},
+    "analytics": {"core", "engine", "analytics"},
     "storage": {"core", "engine", "programs", "storage"},
 }
 """What each room may import."""

@@ -15,12 +15,21 @@ from typing import TYPE_CHECKING, Any
 from ratchet.core import errors
 
 if TYPE_CHECKING:
+    from ratchet.contest import Contest
     from ratchet.core.result import OptimizationResult
-    from ratchet.library import Outcome, optimize
+    from ratchet.library import Outcome, compare, optimize
+    from ratchet.programs.targets import load_program
 
-__all__ = ["OptimizationResult", "Outcome", "errors", "optimize"]
+__all__ = ["Contest", "OptimizationResult", "Outcome", "compare", "errors", "load_program", "optimize"]
 
-_ROOMS = {"OptimizationResult": "ratchet.core.result", "Outcome": "ratchet.library", "optimize": "ratchet.library"}
+_ROOMS = {
+    "Contest": "ratchet.contest",
+    "OptimizationResult": "ratchet.core.result",
+    "Outcome": "ratchet.library",
+    "compare": "ratchet.library",
+    "load_program": "ratchet.programs.targets",
+    "optimize": "ratchet.library",
+}
 
 
 def __getattr__(name: str) -> Any:

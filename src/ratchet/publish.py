@@ -113,7 +113,7 @@ def _sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-# --- the certificate --------------------------------------------------------------------------------------------------
+# --- the certificate ------------------------------------------------------------------------------------------------
 
 
 def _payload(run: Run, result: OptimizationResult, *, program: Path) -> dict[str, Any]:
@@ -300,7 +300,7 @@ def _stored(
     return f"all {2 * len(pairs)} scores equal the stored evaluations, and so does what follows from them"
 
 
-# --- the report -------------------------------------------------------------------------------------------------------
+# --- the report -----------------------------------------------------------------------------------------------------
 
 
 def _both(notebook: Notebook, result: OptimizationResult) -> tuple[list[Evaluation], list[Evaluation]]:
@@ -362,6 +362,7 @@ def _report(run: Run, result: OptimizationResult, *, certified: bool) -> report.
             for step in details.lineage
         ),
         certificate=CERTIFICATE if certified else None,
+        front=result.front,
         notes=details.notes,
     )
 

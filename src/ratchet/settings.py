@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from pydantic import AliasChoices, Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 
@@ -16,22 +17,51 @@ class Settings(BaseSettings):
         models: Where local models are kept.
         database_url: A SQLAlchemy URL; by default a SQLite file in ``home``.
         mlflow: Whether optimizations are tracked in MLflow.
+        algorithm_hosts: Hosts whose algorithms may be asked, ``name`` or ``name:port``, with commas between them.
+        algorithm_secret: Signs what is said to an algorithm given by its URL.
+        algorithm_seconds: Patience with one turn of such an algorithm.
+        gpu_enabled: Whether ``surrogate`` may fit its model on a GPU, where there is one.
+        embedder: The function by which ``surrogate`` turns texts into vectors, ``package.module:function``; without one
+            it counts hashed words.
         metrics, traces: See ``ratchet.programs.telemetry.observer_from``.
+        worker_concurrency: Optimizations that one worker works on at once.
+        tenant_concurrency: Optimizations of one tenant under way at once, over all workers.
+        global_concurrency: Optimizations under way at once, over all workers and tenants.
+        import_allow: What the service may import as a target or a metric, with commas between; ``app.*`` is all in it.
+        lm_bases: Addresses of LM servers that requests to the service may name, with commas between.
+        max_upload_mb: The largest upload of a data set.
+        max_body_kb: The largest body of any other request.
     """
 
-    model_config = SettingsConfigDict(env_prefix="RATCHET_")
+    model_config = SettingsConfigDict(env_prefix="RATCHET_", populate_by_name=True)
 
     home: Path = Path(".ratchet")
     models: Path = Path.home() / ".cache" / "ratchet" / "models"
     database_url: str | None = None
     mlflow: bool = True
+    algorithm_hosts: str = ""
+    algorithm_secret: SecretStr = SecretStr("")
+    algorithm_seconds: float = 60.0
+    gpu_enabled: bool = Field(default=True, validation_alias=AliasChoices("RATCHET_GPU_ENABLED", "GPU_ENABLED"))
+    embedder: str = ""
     metrics: str = ""
     traces: str = ""
+    worker_concurrency: int = 32
+    tenant_concurrency: int = 16
+    global_concurrency: int = 256
+    import_allow: str = ""
+    lm_bases: str = ""
+    max_upload_mb: float = 64.0
+    max_body_kb: float = 1024.0
 
     @property
     def database(self) -> str:
         """The URL of the database."""
         return self.database_url or f"sqlite:///{self.home / 'ratchet.db'}"
+
+    def secret(self, variable: str | None) -> str:
+        """The secret in this environment variable; that of ``RATCHET_ALGORITHM_SECRET`` without one."""
+        return self.algorithm_secret.get_secret_value() if variable is None else os.environ.get(variable, "")
 
     @property
     def mlflow_tracking_uri(self) -> str:

@@ -3,17 +3,24 @@
 RatchetError
 ├── UserError                    the caller can mend it; CLI exit 2, HTTP 4xx
 │   ├── UnknownName              a target, metric, algorithm or model that is not there
+│   │   └── Missing              what was addressed is not there, or not for whoever asks
 │   ├── BadData                  a row, a split or a file that cannot be used
+│   │   └── TooLarge             more than is taken
 │   ├── BadMetric                a metric that cannot be called or never gives a number
 │   ├── BadRequest               an option whose value makes no sense
+│   │   └── InUse                another process works on it
 │   ├── NotWorthwhile            the pre-flight declined; ``--force`` goes on
+│   ├── Conflict                 what is asked for does not go with how things stand
+│   ├── Denied                   whoever asks may not
 │   └── CertificateInvalid       a certificate that does not hold
 ├── BudgetSpent                  a limit was reached; never a score
 ├── Cancelled                    the user asked to stop
 ├── WorldFailure                 the world, not the program: it stops the optimization and is never a score
 │   ├── LmUnavailable            an LM that stayed dead, slow or rate-limited through every retry
 │   └── StorageUnavailable       the database or the disk refused
+├── TrailBroken                  the audit trail was changed behind our back
 ├── BrokenContract               an algorithm that asked for what the contract does not allow
+│   └── BrokenProtocol           an algorithm behind a URL that lied, hung or sent what cannot be read
 └── BrokenOptimizer              one of DSPy's optimizers raised
 """
 
@@ -36,8 +43,16 @@ class UnknownName(UserError):
     """A name was given that nothing here carries."""
 
 
+class Missing(UnknownName):
+    """There is nothing under this address."""
+
+
 class BadData(UserError):
     """The data cannot be used as it is."""
+
+
+class TooLarge(BadData):
+    """This is larger than what is taken."""
 
 
 class BadMetric(UserError):
@@ -48,8 +63,20 @@ class BadRequest(UserError):
     """An option has a value that makes no sense."""
 
 
+class InUse(BadRequest):
+    """Another process works on it."""
+
+
 class NotWorthwhile(UserError):
     """The pre-flight found no way for this optimization to prove a gain."""
+
+
+class Conflict(UserError):
+    """This does not go with how things stand."""
+
+
+class Denied(UserError):
+    """This key may not do that."""
 
 
 class CertificateInvalid(UserError):
@@ -76,8 +103,16 @@ class StorageUnavailable(WorldFailure):
     """The database or the disk refused."""
 
 
+class TrailBroken(RatchetError):
+    """The audit trail does not hold."""
+
+
 class BrokenContract(RatchetError):
     """An algorithm broke the contract of ``ratchet.core.algorithm``."""
+
+
+class BrokenProtocol(BrokenContract):
+    """An algorithm behind a URL broke its protocol; ``turn`` and ``field`` in the values say where."""
 
 
 class BrokenOptimizer(RatchetError):

@@ -56,7 +56,7 @@ class Notebook(Protocol):
         """Hold it for this process; let go at the end, also when the process is killed.
 
         Raises:
-            BadRequest: another process holds it.
+            InUse: another process holds it.
         """
 
     def keep_examples(self, splits: Mapping[str, Sequence[Example]]) -> None:

@@ -171,6 +171,9 @@ class Prompt:
         self._letter: tuple[Wire, Letter, _Around] | None = None
         self._letter_known = False
 
+    def __deepcopy__(self, memo: object) -> Prompt:
+        return self
+
     @classmethod
     def of(cls, lm: GatewayLM, adapter: dspy.Adapter, predictor: dspy.Predict) -> Prompt | None:
         """The prompt, or None where it cannot be compiled."""

@@ -97,7 +97,7 @@ class Metric:
         return self.function(example, prediction, trace, pred_name, pred_trace)
 
 
-# --- scoring ----------------------------------------------------------------------------------------------------------
+# --- scoring --------------------------------------------------------------------------------------------------------
 
 
 def score(metric: Metric, example: Example, prediction: dspy.Prediction, *, trace: Any = None) -> MetricResult:
@@ -212,7 +212,7 @@ def _result(metric: Metric, returned: Any) -> MetricResult:
     return MetricResult(score=float(value), feedback="" if feedback is None else str(feedback))
 
 
-# --- by name ----------------------------------------------------------------------------------------------------------
+# --- by name --------------------------------------------------------------------------------------------------------
 
 
 def resolve_metric(
@@ -342,7 +342,7 @@ def _a(value: object) -> str:
     return f"the class {value.__name__}" if inspect.isclass(value) else f"a {type(value).__name__}"
 
 
-# --- comparing one field ----------------------------------------------------------------------------------------------
+# --- comparing one field --------------------------------------------------------------------------------------------
 
 
 Compare = Callable[[Any, Any], tuple[float, str]]
@@ -600,7 +600,7 @@ def _shown(value: Any) -> str:
     return text if len(text) <= 300 else text[:297] + "..."
 
 
-# --- a judge ----------------------------------------------------------------------------------------------------------
+# --- a judge --------------------------------------------------------------------------------------------------------
 
 
 class Grade(dspy.Signature):  # type: ignore[misc]  # dspy is untyped

@@ -79,6 +79,11 @@ class Pen:
             with self._changed:
                 self._check(who)
 
+    def forgive(self, who: str) -> None:
+        """Let ``who`` begin anew after something of theirs could not be kept."""
+        with self._changed:
+            self._failed.pop(who, None)
+
     def close(self) -> None:
         """Write what is waiting, and end the thread; another write begins another one."""
         self.flush()

@@ -16,15 +16,16 @@ from typing import Any
 
 import orjson
 import sqlalchemy as sa
-from filelock import FileLock, Timeout
+from filelock import FileLock
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.sql.compiler import SQLCompiler
 
-from ratchet.core.errors import BadRequest, StorageUnavailable, UnknownName
+from ratchet.core.errors import InUse, StorageUnavailable, UnknownName
 from ratchet.core.evaluation import Evaluation, Failure, Step, Usage
 from ratchet.core.problem import Candidate, Example
 from ratchet.engine.archive import Event, Optimization
 from ratchet.programs.journal import Reply, Role, Sent
+from ratchet.storage.claims import Claims, FileClaims, MemoryClaims, ServerClaims
 from ratchet.storage.pen import Pen
 
 ROWS_AT_ONCE = 50
@@ -175,9 +176,28 @@ class SqlArchive:
         self._statements = _Statements(
             postgresql.insert if self._url.get_backend_name() == "postgresql" else sqlite.insert
         )
+        self.claims = self._claims()
         self._many: dict[int, _ManyRows] = {}
         self.pen = Pen(self._transact)
         self._shared: OrderedDict[str, Reply] = OrderedDict()
+
+    def _claims(self) -> Claims:
+        if self.folder is not None:
+            return FileClaims(self.folder)
+        return ServerClaims(self._engine) if self._url.get_backend_name() == "postgresql" else MemoryClaims()
+
+    def make(self, tables: sa.MetaData) -> None:
+        """Make ``tables`` where they are not there yet."""
+        with self._alone(), self._writing() as connection:
+            tables.create_all(connection)
+
+    def transaction(self) -> AbstractContextManager[sa.Connection]:
+        """All or nothing of what is done in it.
+
+        Raises:
+            StorageUnavailable: the database refused.
+        """
+        return self._writing()
 
     def _alone(self) -> AbstractContextManager[Any]:
         """Keeps other processes from making the same tables at the same time."""
@@ -216,6 +236,7 @@ class SqlArchive:
     def close(self) -> None:
         """Write what is waiting, and give back the connections."""
         self.pen.close()
+        self.claims.close()
         self._engine.dispose()
 
     def share(self, name: str, reply: Reply) -> None:
@@ -256,7 +277,9 @@ class SqlArchive:
 
     def open(self, optimization_id: str) -> SqlNotebook:
         """The notebook of one there is."""
-        return SqlNotebook(self, self.find(optimization_id).id)
+        found = self.find(optimization_id).id
+        self.pen.forgive(found)
+        return SqlNotebook(self, found)
 
     def find(self, optimization_id: str) -> Optimization:
         """One optimization; a unique beginning of its id will do."""
@@ -452,24 +475,17 @@ class SqlNotebook:
 
     @contextmanager
     def claimed(self) -> Iterator[None]:
-        """Hold it for this process, by a lock beside the SQLite file; a killed process lets go of it.
+        """Hold it for this process; a killed process lets go of it.
 
         Raises:
-            BadRequest: another process holds it.
+            InUse: another process holds it.
         """
-        folder = self._archive.folder
-        if folder is None:  # a database server, or one in memory: there is no file that all its users share
-            yield
-            return
-        lock = FileLock(folder / f"{self._id}.lock")
-        try:
-            lock.acquire(timeout=0)
-        except Timeout as error:
-            raise BadRequest(f"another process is working on {self._id}; wait for it, or end it first") from error
+        if not self._archive.claims.take(self._id):
+            raise InUse(f"another process is working on {self._id}; wait for it, or end it first")
         try:
             yield
         finally:
-            lock.release()
+            self._archive.claims.release(self._id)
 
     def keep_examples(self, splits: Mapping[str, Sequence[Example]]) -> None:
         """Keep the data as it was split; a second call changes nothing."""

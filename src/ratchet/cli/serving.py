@@ -1,0 +1,131 @@
+"""The commands of the service: serve, worker, keys, audit."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from ratchet.cli import flags
+from ratchet.cli.errors import say
+
+keys = typer.Typer(no_args_is_help=True, help="API keys of the service.")
+audit = typer.Typer(no_args_is_help=True, help="The audit trail of the service.")
+
+
+def _settings(ctx: typer.Context) -> Any:
+    from ratchet.cli.noise import quiet
+    from ratchet.settings import Settings, quiet_libraries
+
+    quiet_libraries()
+    if not ctx.obj:
+        quiet()
+    return Settings()
+
+
+def serve(
+    ctx: typer.Context,
+    host: Annotated[str, flags.flag("host", "Address to listen on; others than this machine's need a key first.")] = (
+        "127.0.0.1"
+    ),
+    port: Annotated[int, flags.flag("port", "Port to listen on.", min=0, max=65535)] = 8004,
+    no_worker: Annotated[bool, flags.flag("no-worker", "Only answer; `ratchet worker` does the work.")] = False,
+) -> None:
+    """Serve the API, with live events, and work on what is asked for.
+
+    The first start prints an admin key. What was under way when it stops, or is killed, goes on when it starts again.
+    """
+    settings = _settings(ctx)
+    from ratchet.service.serve import serve
+
+    serve(settings, host=host, port=port, with_worker=not no_worker, say=say)
+
+
+def worker(ctx: typer.Context) -> None:
+    """Work on what a service was asked for, beside others on the same database."""
+    settings = _settings(ctx)
+    from ratchet.service.serve import work
+
+    work(settings, say=say)
+
+
+@keys.command("create")
+def keys_create(
+    ctx: typer.Context,
+    name: Annotated[str, typer.Argument(help="What it is for.")],
+    role: Annotated[str, flags.flag("role", "viewer, developer, operator or admin.")] = "developer",
+    tenant: Annotated[str, flags.flag("tenant", "Whose things it sees.")] = "default",
+    days: Annotated[float | None, flags.flag("days", "Days until it expires; never if left out.", min=0.0001)] = None,
+    json: flags.Json = False,
+) -> None:
+    """Make a key, and show it this once."""
+    settings = _settings(ctx)
+    from dataclasses import asdict
+    from datetime import timedelta
+
+    from ratchet.bootstrap import open_desk
+    from ratchet.cli.work import print_json
+    from ratchet.service.serve import here
+
+    desk = open_desk(settings)
+    expires_at = None if days is None else desk.clock() + timedelta(days=days)
+    key, text = desk.keys.create(here("ratchet keys"), name=name, tenant=tenant, role=role, expires_at=expires_at)
+    if json:
+        print_json({**asdict(key), "key": text})
+    else:
+        say(f"key {key.id} for a {key.role} of {key.tenant}; it is shown only now:")
+        print(text)
+
+
+@keys.command("list")
+def keys_list(ctx: typer.Context, json: flags.Json = False) -> None:
+    """The keys there are; not their secrets, which nobody has."""
+    settings = _settings(ctx)
+    from dataclasses import asdict
+
+    from ratchet.bootstrap import open_desk
+    from ratchet.cli.work import print_json
+
+    found = open_desk(settings).keys.list()
+    if json:
+        print_json([asdict(key) for key in found])
+        return
+    for key in found:
+        end = f"revoked {key.revoked_at}" if key.revoked_at else f"until {key.expires_at or 'revoked'}"
+        print(f"{key.id}  {key.role:<10} {key.tenant:<16} {key.name:<20} {end}")
+
+
+@keys.command("revoke")
+def keys_revoke(
+    ctx: typer.Context, identity: Annotated[str, typer.Argument(metavar="ID", help="From `ratchet keys list`.")]
+) -> None:
+    """Take a key back, at once and for good."""
+    settings = _settings(ctx)
+    from ratchet.bootstrap import open_desk
+    from ratchet.service.serve import here
+
+    key = open_desk(settings).keys.revoke(here("ratchet keys"), identity)
+    say(f"key {key.id} was revoked at {key.revoked_at}")
+
+
+@audit.command("verify")
+def audit_verify(
+    ctx: typer.Context,
+    expect: Annotated[str | None, flags.flag("expect", "A hash that was noted down; it must be there.")] = None,
+    json: flags.Json = False,
+) -> None:
+    """Check that no entry was edited, removed or moved; ends with 1, naming the first that was.
+
+    Note the hash it prints down elsewhere: with --expect it shows that the trail was not rewritten as a whole.
+    """
+    settings = _settings(ctx)
+    from dataclasses import asdict
+
+    from ratchet.bootstrap import open_desk
+    from ratchet.cli.work import print_json
+
+    head = open_desk(settings).audit.verify(expected=expect)
+    if json:
+        print_json({"holds": True, **asdict(head)})
+    else:
+        print(f"holds: {head.number} entries, the newest is {head.hash}")

@@ -1,0 +1,63 @@
+"""Who asks: the key of a request, and what it may do."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from fastapi import Depends
+from fastapi.security import APIKeyHeader, HTTPBearer
+from starlette.requests import HTTPConnection
+
+from ratchet.core.access import Actor, Role, allows
+from ratchet.core.errors import Denied
+from ratchet.desk import Desk
+from ratchet.service.problems import Unauthenticated
+
+_BEARER = HTTPBearer(auto_error=False, description="A key from `ratchet keys create`.")
+_HEADER = APIKeyHeader(name="X-API-Key", auto_error=False, description="A key from `ratchet keys create`.")
+
+
+def desk_of(connection: HTTPConnection) -> Desk:
+    """The desk that the app was made for."""
+    found = connection.app.state.desk
+    assert isinstance(found, Desk)
+    return found
+
+
+def actor_of(connection: HTTPConnection, role: Role) -> Actor:
+    """Whoever asks.
+
+    Raises:
+        Unauthenticated: no key was given, or none that holds.
+        Denied: the key's role is not enough.
+    """
+    desk = desk_of(connection)
+    scheme, _, bearer = connection.headers.get("authorization", "").partition(" ")
+    text = bearer.strip() if scheme.lower() == "bearer" else connection.headers.get("x-api-key", "")
+    if not text:
+        raise Unauthenticated("no key was given; send it as 'Authorization: Bearer KEY' or 'X-API-Key: KEY'")
+    key = desk.keys.find(text, now=desk.clock())
+    if key is None:
+        raise Unauthenticated("this key is not known, has expired or was revoked; `ratchet keys create` makes one")
+    if not allows(key.role, role):
+        raise Denied(f"this takes the role {role}, and the key {key.id} is of a {key.role}; ask for another key")
+    origin = connection.client.host if connection.client else "unknown"
+    return Actor(name=f"key {key.id} ({key.name})", tenant=key.tenant, role=key.role, origin=origin)
+
+
+def needs(role: Role) -> Any:
+    """A dependency: whoever asks, when their role is at least ``role``."""
+
+    def actor(
+        connection: HTTPConnection, _bearer: Annotated[Any, Depends(_BEARER)], _header: Annotated[Any, Depends(_HEADER)]
+    ) -> Actor:
+        return actor_of(connection, role)
+
+    actor.role = role  # type: ignore[attr-defined]
+    return Depends(actor)
+
+
+Viewer = Annotated[Actor, needs("viewer")]
+Developer = Annotated[Actor, needs("developer")]
+Operator = Annotated[Actor, needs("operator")]
+TheDesk = Annotated[Desk, Depends(desk_of)]

@@ -1,0 +1,161 @@
+"""The app: routes, limits, problems, metrics."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import asynccontextmanager, suppress
+from importlib.metadata import version
+from typing import Any
+
+from fastapi import APIRouter, FastAPI, Request, Response
+from fastapi.responses import JSONResponse
+from prometheus_client import CollectorRegistry, Histogram, generate_latest
+from prometheus_client.core import GaugeMetricFamily, Metric
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from ratchet.desk import Desk
+from ratchet.service import problems, routes, schemas
+from ratchet.service.access import Operator, TheDesk
+from ratchet.service.live import Pulse
+
+house = APIRouter()
+"""Routes for whoever runs the service."""
+
+UPLOAD = f"{routes.PREFIX}/datasets"
+
+
+@house.get("/healthz", tags=["house"])
+def healthz() -> schemas.HealthOut:
+    """That the process lives."""
+    return schemas.HealthOut()
+
+
+@house.get("/readyz", tags=["house"], responses={503: {"model": schemas.ProblemOut}})
+def readyz(desk: TheDesk) -> schemas.HealthOut:
+    """That the database answers."""
+    desk.jobs.newest_place()
+    return schemas.HealthOut()
+
+
+@house.get("/metrics", tags=["house"], response_class=Response, responses={200: {"content": {"text/plain": {}}}})
+def metrics(request: Request, actor: Operator) -> Response:
+    """Prometheus metrics."""
+    content = generate_latest(request.app.state.metrics)
+    return Response(content, media_type="text/plain; version=0.0.4; charset=utf-8")
+
+
+class _Optimizations:
+    def __init__(self, desk: Desk) -> None:
+        self._desk = desk
+
+    def collect(self) -> Iterable[Metric]:
+        """What stands in the database now."""
+        family = GaugeMetricFamily("ratchet_optimizations", "Optimizations by status.", labels=["status"])
+        for status, n in self._desk.jobs.counts().items():
+            family.add_metric([status], n)
+        yield family
+
+
+class Limits:
+    """Refuses bodies that are too large, also when their length is not said; times what is answered.
+
+    Args:
+        app: What answers.
+        max_bytes: Of any body but an upload's, which has a limit of its own.
+        seconds: What is timed, by route, method and status.
+    """
+
+    def __init__(self, app: ASGIApp, *, max_bytes: int, seconds: Histogram) -> None:
+        self._app = app
+        self._seconds = seconds
+        self._max_bytes = max_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        began = time.monotonic()
+        said = dict(scope["headers"]).get(b"content-length", b"0")
+        status = 500
+
+        async def sending(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        upload = scope["method"] == "POST" and scope["path"] == UPLOAD
+        too_long = not upload and said.isdigit() and int(said) > self._max_bytes
+        if too_long:
+            problem = problems.document(413, self._too_large())
+            response = JSONResponse(problem, status_code=413, media_type=problems.MEDIA_TYPE)
+            await response(scope, receive, sending)
+        else:
+            await self._app(scope, receive if upload else self._counting(receive), sending)
+        route = getattr(scope.get("route"), "path", "none")
+        self._seconds.labels(route, scope["method"], status).observe(time.monotonic() - began)
+
+    def _counting(self, receive: Receive) -> Receive:
+        size = 0
+
+        async def counted() -> Message:
+            nonlocal size
+            message = await receive()
+            size += len(message.get("body", b""))
+            if size > self._max_bytes:
+                raise HTTPException(413, self._too_large())
+            return message
+
+        return counted
+
+    def _too_large(self) -> str:
+        return f"the body is larger than {self._max_bytes} bytes; send less"
+
+
+def create_app(desk: Desk, *, work: Callable[[], Any] | None = None, stop: Callable[[], Any] | None = None) -> FastAPI:
+    """The app.
+
+    Args:
+        desk: What answers.
+        work: Called in a thread when the app starts, such as a worker's ``start``.
+        stop: Called in a thread when it ends.
+    """
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        pulse = asyncio.create_task(app.state.pulse.run())
+        if work is not None:
+            await asyncio.to_thread(work)
+        yield
+        pulse.cancel()
+        with suppress(asyncio.CancelledError):
+            await pulse
+        if stop is not None:
+            await asyncio.to_thread(stop)
+
+    app = FastAPI(
+        title="Ratchet",
+        version=version("dspy-ratchet"),
+        summary="Makes DSPy programs better and proves it.",
+        openapi_url=f"{routes.PREFIX}/openapi.json",
+        docs_url=None,  # its pages would load scripts from elsewhere
+        redoc_url=None,
+        lifespan=lifespan,
+    )
+    app.state.desk = desk
+    app.state.pulse = Pulse(desk)
+    registry = app.state.metrics = CollectorRegistry()
+    registry.register(_Optimizations(desk))
+    seconds = Histogram(
+        "ratchet_http_seconds", "Seconds of requests.", ("route", "method", "status"), registry=registry
+    )
+    app.add_middleware(Limits, max_bytes=int(desk.settings.max_body_kb * 1024), seconds=seconds)
+    app.include_router(routes.router)
+    app.include_router(routes.live)
+    app.include_router(house)
+    problems.install(app)
+    return app

@@ -1,0 +1,80 @@
+"""Events as they happen, to as many listeners as there are; a slow one holds up nobody."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import defaultdict
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager, suppress
+
+from ratchet.core.errors import StorageUnavailable
+from ratchet.desk import Desk
+from ratchet.storage.jobs import Told
+
+PULSE_SECONDS = 0.1
+"""How often is looked for new events, once for all listeners."""
+PATIENCE_SECONDS = 2.0
+"""How long a listener waits before it looks by itself: a database server may show events out of order."""
+AT_ONCE = 200
+"""Events of one reading; a listener that is slow has no more than this waiting in memory."""
+
+
+class Pulse:
+    """Rings for listeners when something happened in their optimization, in this process or in another."""
+
+    def __init__(self, desk: Desk) -> None:
+        self._desk = desk
+        self._bells: dict[str, set[asyncio.Event]] = defaultdict(set)
+
+    async def run(self) -> None:
+        """Look for news until cancelled."""
+        place: int | None = None
+        while True:
+            await asyncio.sleep(PULSE_SECONDS)
+            if not self._bells:
+                place = None
+                continue
+            with suppress(StorageUnavailable):  # listeners meet it themselves
+                if place is None:
+                    place = await asyncio.to_thread(self._desk.jobs.newest_place)
+                    changed = set(self._bells)  # something may have happened since they looked
+                else:
+                    place, changed = await asyncio.to_thread(self._desk.jobs.news, after=place)
+                for identity in changed & self._bells.keys():
+                    for bell in self._bells[identity]:
+                        bell.set()
+
+    @contextmanager
+    def bell(self, identity: str) -> Iterator[asyncio.Event]:
+        """What rings when something happened, or might have."""
+        bell = asyncio.Event()
+        self._bells[identity].add(bell)
+        try:
+            yield bell
+        finally:
+            self._bells[identity].discard(bell)
+            if not self._bells[identity]:
+                del self._bells[identity]
+
+
+async def follow(desk: Desk, pulse: Pulse, *, tenant: str, identity: str, after: int) -> AsyncIterator[Told | None]:
+    """Every event numbered above ``after``, in order; None when nothing happened for a while.
+
+    It ends when the optimization has come to rest and all was told.
+    """
+    place: int | None = None
+    with pulse.bell(identity) as bell:
+        while True:
+            bell.clear()  # before looking, so that nothing that comes now is slept through
+            job = await asyncio.to_thread(desk.jobs.find, tenant, identity)
+            told = await asyncio.to_thread(desk.jobs.events, identity, after=after, place=place, limit=AT_ONCE)
+            for event in told:
+                yield event
+                after, place = event.sequence, event.place
+            if told:
+                continue
+            if job.ended:  # known before the events were read, so that none can have come since
+                return
+            yield None
+            with suppress(TimeoutError):
+                await asyncio.wait_for(bell.wait(), PATIENCE_SECONDS)

@@ -1,0 +1,362 @@
+"""Requests and answers as JSON; translated once into what the desk takes and gives."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from collections.abc import Mapping
+from typing import Annotated, Any, Generic, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from ratchet.bootstrap import Options
+from ratchet.core.errors import BadRequest
+from ratchet.core.request import MetricName, Scope, TargetType
+from ratchet.core.result import Status
+from ratchet.storage.audit import Entry
+from ratchet.storage.jobs import Job
+from ratchet.storage.shelf import Dataset, StoredTarget
+
+Item = TypeVar("Item")
+Text = Annotated[str, Field(min_length=1, max_length=500)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+class Body(BaseModel):
+    """What is sent; a field that is not known is an error."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class TargetSpec(Body):
+    """How a program is built; exactly one of ``signature``, ``program`` and ``import_path``."""
+
+    signature: Annotated[str | None, Field(max_length=4000, description="An inline signature.")] = None
+    module: Annotated[Literal["predict", "cot"], Field(description="The module of an inline signature.")] = "predict"
+    instructions: Annotated[str | None, Field(max_length=20000)] = None
+    program: Annotated[dict[str, Any] | None, Field(description="A program.json that Ratchet wrote.")] = None
+    import_path: Annotated[
+        str | None, Field(max_length=300, description="package.module:attribute, from an operator's list.")
+    ] = None
+
+    @model_validator(mode="after")
+    def one_of_three(self) -> TargetSpec:
+        """Refuse none and more than one."""
+        if sum(each is not None for each in (self.signature, self.program, self.import_path)) != 1:
+            raise ValueError("give exactly one of signature, program and import_path")
+        return self
+
+    def spec(self) -> dict[str, Any]:
+        """What the desk takes."""
+        names = ("signature", "module", "instructions") if self.signature is not None else ("program", "import_path")
+        return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+
+
+class NewTarget(TargetSpec):
+    """A target to keep."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"name": "sorter", "signature": "text -> label: Literal['bug', 'wish']"}]}
+    )
+    name: Annotated[str, Field(min_length=1, max_length=100)]
+
+
+class TargetReference(Body):
+    """A target: one that is kept, or one described here."""
+
+    id: Annotated[Text | None, Field(description="Id, NAME or NAME@VERSION of a kept target.")] = None
+    type: TargetType = "component"
+    scope: Scope = "individual"
+    spec: TargetSpec | None = None
+
+    @model_validator(mode="after")
+    def one_of_two(self) -> TargetReference:
+        """Refuse none and both."""
+        if (self.id is None) == (self.spec is None):
+            raise ValueError("give id or spec, one of them")
+        return self
+
+
+class ObjectiveBody(Body):
+    """One thing to make better."""
+
+    metric: MetricName
+    weight: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.0
+
+
+class ConstraintsBody(Body):
+    """Limits that are never passed, and what counts as a gain."""
+
+    max_optimization_time: Annotated[float, Field(gt=0, le=604800, description="Seconds.")] = 7200.0
+    min_improvement_threshold: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.05
+    max_calls: Annotated[int | None, Field(gt=0, le=10_000_000)] = None
+    max_usd: Positive | None = None
+
+
+class OptimizeBody(Body):
+    """A request to make a program better."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "target": {"id": "sorter"},
+                    "data": "mails",
+                    "metric": "exact_match",
+                    "lm": "openai/gpt-4.1-mini",
+                    "constraints": {"max_calls": 400},
+                }
+            ]
+        }
+    )
+    target: TargetReference
+    data: Annotated[Text | None, Field(description="A data set: id, NAME or NAME@VERSION; split for you.")] = None
+    train: Text | None = None
+    validation: Text | None = None
+    test: Annotated[Text | None, Field(description="The sealed test.")] = None
+    metric: Text = "exact_match"
+    objectives: Annotated[list[ObjectiveBody], Field(min_length=1, max_length=4)] = [
+        ObjectiveBody(metric="quality_score")
+    ]
+    algorithms: Annotated[list[Text], Field(min_length=1, max_length=10)] = ["auto"]
+    constraints: ConstraintsBody = ConstraintsBody()
+    lm: Text | None = None
+    reflection_lm: Text | None = None
+    judge_lm: Text | None = None
+    lm_base: Annotated[Text | None, Field(description="An LM server from an operator's list.")] = None
+    adapter: Literal["auto", "chat", "json", "xml"] = "auto"
+    temperature: Annotated[float | None, Field(ge=0, le=10)] = None
+    max_tokens: Annotated[int | None, Field(gt=0, le=1_000_000)] = None
+    concurrency: Annotated[int, Field(ge=1, le=1024)] = 8
+    fields: Annotated[dict[str, str], Field(description="Program field -> column of the data.")] = {}
+    success_at: Positive = 1.0
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    force: bool = False
+    priority: Annotated[int, Field(ge=1, le=1000, description="1 goes first.")] = 100
+
+    def options(self) -> Options:
+        """What the desk takes; the target is filled in there."""
+        limits = self.constraints
+        return Options(
+            target="",
+            metric=self.metric,
+            algorithms=tuple(self.algorithms),
+            lm=self.lm,
+            reflection_lm=self.reflection_lm,
+            judge_lm=self.judge_lm,
+            lm_base=self.lm_base,
+            adapter=self.adapter,
+            temperature=self.temperature,
+            max_tokens=self.max_tokens,
+            max_calls=limits.max_calls,
+            max_usd=limits.max_usd,
+            max_minutes=limits.max_optimization_time / 60,
+            min_improvement=limits.min_improvement_threshold,
+            objectives=tuple((each.metric, each.weight) for each in self.objectives),
+            success_at=self.success_at,
+            seed=self.seed,
+            concurrency=self.concurrency,
+            force=self.force,
+            fields=tuple(self.fields.items()),
+        )
+
+    def chosen_target(self) -> str | Mapping[str, Any]:
+        """What the desk takes."""
+        if self.target.spec is not None:
+            return self.target.spec.spec()
+        assert self.target.id is not None
+        return self.target.id
+
+    def sets(self) -> dict[str, str]:
+        """What the desk takes."""
+        given = {name: getattr(self, name) for name in ("data", "train", "validation", "test")}
+        return {name: reference for name, reference in given.items() if reference is not None}
+
+
+class OptimizationOut(BaseModel):
+    """An optimization."""
+
+    id: str
+    status: Status
+    wanted: Literal["run", "pause", "cancel"]
+    target: str
+    data: dict[str, str]
+    created_at: str
+    created_by: str
+    priority: int
+    attempt: int
+    seconds: float
+    reason: str
+    result: dict[str, Any] | None = None
+
+    @classmethod
+    def of(cls, job: Job, result: Mapping[str, Any] | None = None) -> OptimizationOut:
+        """As JSON."""
+        names = set(cls.model_fields) - {"result", "data"}
+        return cls(
+            **{name: getattr(job, name) for name in names},
+            data=dict(job.data),
+            result=None if result is None else dict(result),
+        )
+
+
+class ProgressOut(BaseModel):
+    """How an optimization is getting on; null where it is not known."""
+
+    id: str
+    status: Status
+    wanted: Literal["run", "pause", "cancel"]
+    phase: str | None
+    progress: float
+    best_so_far: dict[str, Any] | None
+    baseline: dict[str, Any] | None
+    spend: dict[str, Any]
+    forecast: dict[str, Any] | None
+    reason: str
+
+
+class DatasetOut(BaseModel):
+    """One version of a data set."""
+
+    id: str
+    name: str
+    version: int
+    hash: str
+    rows: int
+    bytes: int
+    fields: list[str]
+    created_at: str
+    created_by: str
+
+    @classmethod
+    def of(cls, dataset: Dataset) -> DatasetOut:
+        """As JSON."""
+        return cls(
+            **{name: getattr(dataset, name) for name in cls.model_fields if name != "fields"},
+            fields=list(dataset.fields),
+        )
+
+
+class TargetOut(BaseModel):
+    """One version of a target."""
+
+    id: str
+    name: str
+    version: int
+    hash: str
+    spec: dict[str, Any]
+    created_at: str
+    created_by: str
+
+    @classmethod
+    def of(cls, target: StoredTarget) -> TargetOut:
+        """As JSON."""
+        return cls(
+            **{name: getattr(target, name) for name in cls.model_fields if name != "spec"}, spec=dict(target.spec)
+        )
+
+
+class EntryOut(BaseModel):
+    """One entry of the audit trail."""
+
+    number: int
+    at: str
+    who: str
+    origin: str
+    action: str
+    object: str
+    before: str | None
+    after: str | None
+    previous: str
+    hash: str
+
+    @classmethod
+    def of(cls, entry: Entry) -> EntryOut:
+        """As JSON."""
+        return cls(**{name: getattr(entry, name) for name in cls.model_fields})
+
+
+class CandidateOut(BaseModel):
+    """A candidate: instructions and demos per predictor."""
+
+    key: str
+    state: dict[str, Any]
+    parents: list[str]
+    origin: str
+    stage: str
+
+
+class EvaluationOut(BaseModel):
+    """A candidate run on an example: a score, or a failure."""
+
+    candidate: str
+    example: str
+    repeat: int
+    stage: str
+    score: float | None
+    failure_kind: str | None
+    failure_message: str | None
+    feedback: str
+    prediction: dict[str, Any] | None
+    calls: int
+    prompt_tokens: int
+    completion_tokens: int
+    cost_usd: float | None
+    latency_ms: float
+
+
+class Page(BaseModel, Generic[Item]):
+    """Some of a list, and where the rest begins."""
+
+    items: list[Item]
+    next: Annotated[str | None, Field(description="Give it as `cursor` for what comes next; null at the end.")] = None
+
+
+class ProblemOut(BaseModel):
+    """What is wrong (RFC 9457)."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    errors: list[dict[str, Any]] = []
+
+
+class HealthOut(BaseModel):
+    """That it lives."""
+
+    status: Literal["ok"] = "ok"
+
+
+def to_cursor(*parts: str | int) -> str:
+    """A place in a list, as text that says nothing to a reader.
+
+    >>> of_cursor(to_cursor("2026", "ab"), 2)
+    ('2026', 'ab')
+    """
+    return base64.urlsafe_b64encode("|".join(map(str, parts)).encode()).decode().rstrip("=")
+
+
+def of_cursor(text: str, n: int) -> tuple[str, ...]:
+    """The parts of a cursor.
+
+    Raises:
+        BadRequest: nobody here made it.
+    """
+    try:
+        parts = tuple(base64.urlsafe_b64decode(text + "=" * (-len(text) % 4)).decode().split("|"))
+    except (binascii.Error, ValueError):
+        parts = ()
+    if len(parts) != n:
+        raise BadRequest(f"cursor is {text!r}; give the `next` of an earlier page", field="cursor", value=text)
+    return parts
+
+
+def number_of(cursor: str | None) -> int | None:
+    """The number that a cursor stands for."""
+    if cursor is None:
+        return None
+    (text,) = of_cursor(cursor, 1)
+    if not text.isdecimal() or len(text) > 15:
+        raise BadRequest(f"cursor is {cursor!r}; give the `next` of an earlier page", field="cursor", value=cursor)
+    return int(text)

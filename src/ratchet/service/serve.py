@@ -1,0 +1,110 @@
+"""The server process: the API, and a worker unless told otherwise."""
+
+from __future__ import annotations
+
+import ipaddress
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import uvicorn
+
+from ratchet.bootstrap import new_worker, open_desk
+from ratchet.core.access import Actor
+from ratchet.core.errors import BadRequest
+from ratchet.desk import Desk
+from ratchet.service.app import create_app
+from ratchet.settings import Settings
+
+STOPPING_SECONDS = 30
+
+
+def here(name: str) -> Actor:
+    """Whoever sits at this machine; they hold the database anyway."""
+    return Actor(name=name, tenant="default", role="admin", origin="this machine")
+
+
+def _is_local(host: str) -> bool:
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def first_key(desk: Desk, host: str) -> str | None:
+    """The admin key that is made when there is none yet; None when there are keys.
+
+    Raises:
+        BadRequest: there is none, and others could reach this server before its first key was seen.
+    """
+    if desk.keys.list():
+        return None
+    if not _is_local(host):
+        raise BadRequest(
+            f"there is no key yet, and {host} can be reached from elsewhere; make one first with "
+            "`ratchet keys create NAME --role admin`, or bind to 127.0.0.1"
+        )
+    _, text = desk.keys.create(here("first start"), name="first", tenant="default", role="admin")
+    return text
+
+
+def serve(settings: Settings, *, host: str, port: int, with_worker: bool, say: Callable[[str], None]) -> None:
+    """Serve until stopped.
+
+    Args:
+        settings: Of this installation.
+        host, port: Where to listen.
+        with_worker: Whether this process also works on optimizations.
+        say: Told where it listens, and the first key.
+
+    Raises:
+        BadRequest: it may not listen there.
+    """
+    desk = open_desk(settings)
+    try:
+        key = first_key(desk, host)
+        worker = new_worker(desk, settings, say=say) if with_worker else None
+        app = create_app(desk, work=worker.start if worker else None, stop=worker.close if worker else None)
+        if key is not None:
+            say(f"the first admin key, shown only now: {key}")
+        say(f"listening on http://{host}:{port}")
+        config = uvicorn.Config(
+            app,
+            host=host,
+            port=port,
+            log_level="warning",
+            timeout_graceful_shutdown=STOPPING_SECONDS,
+            ws_max_size=65536,
+        )
+        with _on_signals(lambda: None):  # Uvicorn raises again, when it is done, what it was stopped by
+            uvicorn.Server(config).run()
+    finally:
+        desk.close()
+
+
+def work(settings: Settings, *, say: Callable[[str], None]) -> None:
+    """Work on optimizations until stopped; others go on with what is left."""
+    desk = open_desk(settings)
+    stopped = threading.Event()
+    try:
+        with _on_signals(stopped.set):
+            worker = new_worker(desk, settings, say=say)
+            worker.start()
+            say(f"worker {worker.id} is at work")
+            stopped.wait()
+            say("stopping after the requests under way")
+            worker.close(seconds=STOPPING_SECONDS)
+    finally:
+        desk.close()
+
+
+@contextmanager
+def _on_signals(then: Callable[[], None]) -> Iterator[None]:
+    """Have ``then`` called on Ctrl-C and SIGTERM."""
+    before = {number: signal.signal(number, lambda *_: then()) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,121 @@
+"""A PostgreSQL server for tests, on a free port of this machine, when its programs are installed.
+
+with PostgresServer(folder) as server:
+    SqlArchive(server.url)
+"""
+
+from __future__ import annotations
+
+import os
+import pwd
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+
+import psycopg
+
+
+def programs() -> Path | None:
+    """The folder of the newest PostgreSQL programs; None when there are none."""
+    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"), key=lambda path: int(path.parts[-3]))
+    if found:
+        return found[-1].parent
+    there = shutil.which("initdb")
+    return None if there is None else Path(there).parent
+
+
+def _somebody_else() -> Callable[[], None] | None:
+    """PostgreSQL refuses to run as root."""
+    if os.getuid() != 0:
+        return None
+    user = pwd.getpwnam("nobody")
+
+    def become() -> None:
+        os.setgid(user.pw_gid)
+        os.setuid(user.pw_uid)
+
+    return become
+
+
+class PostgresServer:
+    """The server; a context manager.
+
+    Args:
+        folder: An empty folder of its own, in a place that anybody may enter.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        with socket.socket() as listener:
+            listener.bind(("127.0.0.1", 0))
+            self.port = int(listener.getsockname()[1])
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        """What ``RATCHET_DATABASE_URL`` takes."""
+        return f"postgresql+psycopg://ratchet@127.0.0.1:{self.port}/postgres"
+
+    def __enter__(self) -> PostgresServer:
+        """Make the database, and start."""
+        there = programs()
+        if there is None:
+            raise FileNotFoundError("PostgreSQL's initdb is not installed")
+        self._folder.mkdir(parents=True, exist_ok=True)
+        if os.getuid() == 0:
+            os.chown(self._folder, pwd.getpwnam("nobody").pw_uid, -1)
+        options = ["-D", str(self._folder / "data"), "-U", "ratchet", "-A", "trust", "-N", "-E", "UTF8", "--locale=C"]
+        subprocess.run(
+            [str(there / "initdb"), *options],
+            check=True,
+            capture_output=True,
+            preexec_fn=_somebody_else(),
+            cwd="/",
+        )
+        self.start()
+        return self
+
+    def start(self) -> None:
+        """Start, and wait until it answers."""
+        there = programs()
+        assert there is not None
+        options = [
+            "-c",
+            "listen_addresses=127.0.0.1",
+            "-c",
+            "fsync=off",
+            "-c",
+            f"unix_socket_directories={self._folder}",
+        ]
+        self._process = subprocess.Popen(
+            [there / "postgres", "-D", self._folder / "data", "-p", str(self.port), *options],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            preexec_fn=_somebody_else(),
+            cwd="/",
+        )
+        end = time.monotonic() + 30
+        while True:
+            try:
+                psycopg.connect(self.url.replace("+psycopg", ""), connect_timeout=2).close()
+                return
+            except psycopg.OperationalError:
+                if time.monotonic() > end:
+                    raise
+                time.sleep(0.05)
+
+    def stop(self) -> None:
+        """Stop at once; connections break."""
+        if self._process is not None:
+            self._process.send_signal(signal.SIGQUIT)
+            self._process.wait()
+            self._process = None
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        """Stop."""
+        self.stop()

@@ -1,0 +1,117 @@
+"""The service for tests: a desk on a database in a folder, with a queue that only remembers."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from fastapi.testclient import TestClient
+
+from ratchet.core.access import Actor, Role
+from ratchet.desk import Desk
+from ratchet.settings import Settings
+from ratchet.storage.jobs import Job
+from ratchet.storage.sql import SqlArchive
+from ratchet.testing_server import SIGNATURE, rows
+
+BASE = "http://127.0.0.1:9/v1"
+"""An LM server that requests may name; nobody listens there."""
+
+
+@dataclass
+class RecordingQueue:
+    """Takes everything, and has nothing worked on.
+
+    Attributes:
+        waiting: Ids and attempts in the queue, in the order they came.
+        cancelled: Those that were taken out.
+    """
+
+    waiting: list[tuple[str, int]] = field(default_factory=list)
+    cancelled: list[tuple[str, int]] = field(default_factory=list)
+
+    def enqueue(self, job: Job) -> None:
+        """Note it; the same attempt once."""
+        if (job.id, job.attempt) not in self.waiting:
+            self.waiting.append((job.id, job.attempt))
+
+    def cancel(self, job: Job) -> None:
+        """Note it."""
+        self.cancelled.append((job.id, job.attempt))
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+@dataclass
+class Clock:
+    """A clock that stands still until it is set."""
+
+    now: datetime = datetime(2026, 1, 1, tzinfo=UTC)
+
+    def __call__(self) -> datetime:
+        return self.now
+
+
+def desk_in(folder: Path, *, queue: RecordingQueue, clock: Clock, **settings: Any) -> Desk:
+    """A desk whose database is in ``folder``."""
+    home = Settings(home=folder, mlflow=False, **{"lm_bases": BASE, **settings})
+    return Desk(home, SqlArchive(home.database), queue, clock=clock)
+
+
+def actor(role: Role = "admin", *, tenant: str = "default") -> Actor:
+    """Somebody who asks."""
+    return Actor(name=f"{role} of {tenant}", tenant=tenant, role=role, origin="a test")
+
+
+def data(n: int = 60) -> bytes:
+    """The stub LM's own task, as JSON lines."""
+    return "".join(json.dumps(row) + "\n" for row in rows(n)).encode()
+
+
+def request(base: str = BASE, **more: Any) -> dict[str, Any]:
+    """The body of a request to optimize the stub LM's own task on the data set ``mails``."""
+    return {
+        "target": {"spec": {"signature": SIGNATURE}},
+        "data": "mails",
+        "lm": "openai/stub",
+        "lm_base": base,
+        "algorithms": ["gepa"],
+        "constraints": {"max_calls": 300},
+        "concurrency": 4,
+        "force": True,
+        **more,
+    }
+
+
+@dataclass
+class House:
+    """A service without a worker.
+
+    Attributes:
+        keys: A key of each role in the tenants ``default`` and ``other``.
+    """
+
+    desk: Desk
+    queue: RecordingQueue
+    clock: Clock
+    client: TestClient
+    keys: dict[tuple[str, Role], str]
+
+    def ask(self, method: str, path: str, *, role: Role = "admin", tenant: str = "default", **more: Any) -> Any:
+        """The response to a request with a key."""
+        headers = {"Authorization": f"Bearer {self.keys[tenant, role]}", **more.pop("headers", {})}
+        return self.client.request(method, path, headers=headers, **more)
+
+    def upload(self, name: str = "mails", content: bytes | None = None, **more: Any) -> Any:
+        """The response to an upload."""
+        headers = {"Content-Type": more.pop("kind", "application/x-ndjson")}
+        body = data() if content is None else content
+        return self.ask("POST", f"/api/v1/datasets?name={name}", content=body, headers=headers, **more)
+
+    def optimize(self, *, headers: dict[str, str] | None = None, tenant: str = "default", **more: Any) -> Any:
+        """The response to a request to optimize."""
+        return self.ask("POST", "/api/v1/optimize", json=request(**more), headers=headers or {}, tenant=tenant)

@@ -1,0 +1,97 @@
+"""Workers in processes of their own share the work; what a killed one had, another takes up."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from ratchet.bootstrap import Options
+from ratchet.desk import Desk
+from ratchet.settings import Settings
+from ratchet.storage.jobs import Job
+from ratchet.storage.sql import SqlArchive
+from ratchet.testing_postgres import PostgresServer, programs
+from ratchet.testing_server import SIGNATURE, StubServer
+from ratchet.testing_service import actor, data
+from ratchet.workflows import Dispatcher
+
+DATABASES = ("sqlite", "postgresql") if programs() is not None else ("sqlite",)
+
+
+@pytest.fixture(params=DATABASES)
+def settings(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Settings]:
+    home = Settings(home=tmp_path / "home", mlflow=False)
+    if request.param == "sqlite":
+        yield home
+        return
+    with tempfile.TemporaryDirectory(prefix="ratchet-pg-", dir="/tmp") as folder:
+        Path(folder).chmod(0o755)
+        with PostgresServer(Path(folder) / "server") as server:
+            yield home.model_copy(update={"database_url": server.url})
+
+
+def worker(settings: Settings) -> subprocess.Popen[str]:
+    """``ratchet worker``, at work."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "ratchet", "worker"],
+        env={
+            **os.environ,
+            "RATCHET_HOME": str(settings.home),
+            "RATCHET_DATABASE_URL": settings.database,
+            "RATCHET_MLFLOW": "false",
+            "PYTHONWARNINGS": "ignore",
+        },
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stderr is not None
+    assert "is at work" in process.stderr.readline()
+    return process
+
+
+def until(desk: Desk, job: Job, holds: Callable[[Job], bool]) -> Job:
+    """The job, once ``holds`` says so."""
+    end = time.monotonic() + 60
+    while not holds(desk.jobs.find(job.tenant, job.id)):
+        assert time.monotonic() < end, desk.jobs.find(job.tenant, job.id)
+        time.sleep(0.05)
+    return desk.jobs.find(job.tenant, job.id)
+
+
+def test_what_a_killed_worker_had_another_takes_up(settings: Settings, tmp_path: Path) -> None:
+    with StubServer(latency=0.03) as stub:
+        allowed = settings.model_copy(update={"lm_bases": stub.base})
+        desk = Desk(allowed, SqlArchive(allowed.database), Dispatcher(allowed), clock=lambda: datetime.now(UTC))
+        (tmp_path / "mails.jsonl").write_bytes(data(80))
+        desk.keep_dataset(actor(), "mails", tmp_path / "mails.jsonl")
+        asked = Options(target="", lm="openai/stub", lm_base=stub.base, algorithms=("gepa",), max_calls=150)
+        job = desk.optimize(actor(), asked, target={"signature": SIGNATURE}, data={"data": "mails"})
+        first = worker(settings)
+        until(desk, job, lambda now: stub.requests > 40)
+        first.kill()
+        first.communicate()
+        killed_at = time.monotonic()
+        second = worker(settings)
+        begun = len(desk.jobs.events(job.id, after=0))
+        until(desk, job, lambda now: len(desk.jobs.events(job.id, after=0)) > begun)
+        assert time.monotonic() - killed_at < 30
+        done = until(desk, job, lambda now: now.ended)
+        assert done.status in ("improved", "no_proven_gain")
+        assert done.attempt == 1
+        assert stub.requests <= len(desk.archive.open(job.id).journal.stages()) + 8
+        kinds = [event.kind for event in desk.jobs.events(job.id, after=0)]
+        assert (kinds.count("begun"), kinds.count("plan"), kinds[-1]) == (2, 1, "ended")
+        second.terminate()
+        _, said = second.communicate(timeout=60)
+        assert second.returncode == 0, said
+        assert "died; 1 optimizations of it go on" in said
+        assert desk.audit.verify().number > 0
+        desk.close()

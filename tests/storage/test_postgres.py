@@ -1,0 +1,74 @@
+"""The same promises on PostgreSQL, where its programs are installed."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from ratchet.core.errors import BadRequest
+from ratchet.core.problem import content_hash
+from ratchet.engine.archive import Archive
+from ratchet.storage.audit import Audit
+from ratchet.storage.keys import Keys
+from ratchet.storage.sql import SqlArchive
+from ratchet.testing import ArchiveConformance
+from ratchet.testing_postgres import PostgresServer, programs
+from ratchet.testing_service import Clock, actor
+
+if programs() is not None:
+
+    @pytest.fixture(scope="module")
+    def server() -> Iterator[PostgresServer]:
+        with tempfile.TemporaryDirectory(prefix="ratchet-pg-", dir="/tmp") as folder:
+            Path(folder).chmod(0o755)
+            with PostgresServer(Path(folder) / "server") as server:
+                yield server
+
+    class TestSqlArchiveOnPostgres(ArchiveConformance):
+        @pytest.fixture(autouse=True)
+        def _storage(self, server: PostgresServer, request: pytest.FixtureRequest) -> Iterator[None]:
+            name = f"test_{content_hash(request.node.name)}"
+            with psycopg.connect(server.url.replace("+psycopg", ""), autocommit=True) as connection:
+                connection.execute(f"CREATE DATABASE {name}".encode())
+            self.url = server.url.replace("/postgres", f"/{name}")
+            self.archives: list[SqlArchive] = []
+            yield
+            for archive in self.archives:
+                archive.close()
+
+        def opened(self) -> Archive:
+            self.archives.append(SqlArchive(self.url))
+            return self.archives[-1]
+
+        def test_what_one_process_holds_another_cannot(self) -> None:
+            notebook = self.begun()
+            with notebook.claimed():
+                for other in (self.archives[0], self.opened()):
+                    with pytest.raises(BadRequest, match="0a1b2c"), other.open("0a1b2c").claimed():
+                        pytest.fail("it was held twice")
+            with self.opened().open("0a1b2c").claimed():
+                pass
+
+        def test_the_audit_trail_of_two_processes_is_one_chain(self) -> None:
+            self.opened()
+            self.opened()
+            trails = [Audit(archive, clock=Clock()) for archive in self.archives]
+            for number in range(6):
+                audit = trails[number % 2]
+                Keys(self.archives[number % 2], audit).create(actor(), name="n", tenant="t", role="viewer")
+            assert {audit.verify().number for audit in trails} == {6}
+
+    def test_claims_outlive_a_restart_of_the_server(server: PostgresServer) -> None:
+        one, other = SqlArchive(server.url), SqlArchive(server.url)
+        assert one.claims.take("a")
+        server.stop()
+        server.start()
+        assert one.claims.take("b")
+        assert not other.claims.take("a")
+        one.close()
+        assert other.claims.take("a")
+        other.close()

@@ -56,14 +56,14 @@ bench-throughput: $(READY)  ## CPU time of a program run, beside dspy.Evaluate; 
 bench-wallclock: $(READY)  ## Wall time of optimizations, beside DSPy's, with an LM of 300 ms and 64 slots
 	$(BIN)/python -m bench.wallclock $(QUICK)
 
+bench-hypervolume: $(READY)  ## Fronts of `genetic` beside those of pymoo's NSGA-II, after as many evaluations
+	$(BIN)/python -m bench.hypervolume $(QUICK)
+
 bench-chaos: $(READY)  ## 40 optimizations through errors, outages and 200 kill -9, beside the same on a calm day
 	$(BIN)/python -m bench.chaos $(QUICK)
 
 bench-memory: $(READY)  ## Memory of 20,000 evaluations, and the time to the first LM call
 	$(BIN)/python -m bench.memory $(QUICK)
-
-bench-hypervolume: $(READY)  ## Fronts of `genetic` beside those of pymoo's NSGA-II, after as many evaluations
-	$(BIN)/python -m bench.hypervolume $(QUICK)
 
 bench-surfaces: $(TORCH)  ## Evaluations that searches need on recorded response surfaces, beside TPE
 	$(BIN)/python -m bench.surfaces $(QUICK)

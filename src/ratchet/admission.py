@@ -102,6 +102,7 @@ def check_target(spec: Mapping[str, Any], settings: Settings) -> dict[str, Any]:
             f"program has no {SECTION!r} section that says how it is built; give a program.json that Ratchet wrote",
             field="program",
         )
+    _check_state(program)
     if "->" in inner:
         check_signature(inner)
     else:
@@ -109,8 +110,23 @@ def check_target(spec: Mapping[str, Any], settings: Settings) -> dict[str, Any]:
     return {"target": json.dumps(program, ensure_ascii=False, sort_keys=True)}
 
 
+STATE = {"signature", "demos", "traces", "train", "lm", "fields"}
+"""What the state of a predictor consists of; DSPy would set anything else as an attribute."""
+
+
+def _check_state(program: Mapping[str, Any]) -> None:
+    parts = {name: state for name, state in program.items() if name not in (SECTION, "metadata")}
+    for name, state in ({"self": parts} if "signature" in parts else parts).items():  # a bare predictor is its own
+        if not isinstance(state, Mapping) or not set(state) <= STATE:
+            raise BadRequest(f"program: {name!r} is no state of a predictor; give what Ratchet wrote", field="program")
+        if state.get("lm") is not None:
+            raise Denied(
+                f"program: predictor {name!r} brings an LM of its own; name the LM in the request", field="program"
+            )
+
+
 def check_options(options: Options, settings: Settings) -> None:
-    """Refuse a metric or an LM that reaches further than it may.
+    """Refuse a metric, an algorithm or an LM that reaches further than it may.
 
     Raises:
         UserError: it does.
@@ -124,6 +140,15 @@ def check_options(options: Options, settings: Settings) -> None:
         )
     if name not in PLAIN_METRICS and ("." in name or ":" in options.metric):
         check_import(options.metric, settings, field="metric")
+    for algorithm in options.algorithms:
+        if algorithm.startswith(("http://", "https://")):
+            raise Denied(
+                f"algorithm {algorithm!r} is an address; an operator can name it: ratchet algorithms add NAME URL",
+                field="algorithms",
+                value=algorithm,
+            )
+        if ":" in algorithm:
+            check_import(algorithm, settings, field="algorithms")
     for field in ("lm", "reflection_lm", "judge_lm"):
         for lm in (getattr(options, field) or "").split(","):
             if lm.strip().startswith("local:"):

@@ -22,16 +22,17 @@ from ratchet.algorithms.surrogate import Embedder, device_for, require_torch, su
 from ratchet.analytics.knowledge import DEFAULT_TENANT, LessonStore, Start
 from ratchet.core.algorithm import Search
 from ratchet.core.errors import BadRequest, Cancelled, RatchetError, StorageUnavailable, UnknownName
-from ratchet.core.problem import Candidate, Example, Problem, content_hash
+from ratchet.core.problem import Candidate, Example, Problem
 from ratchet.core.request import Constraints, Objective, OptimizationRequest, Target
 from ratchet.core.result import OptimizationResult, Spend, Status
 from ratchet.engine.archive import Event, Notebook, Optimization
 from ratchet.engine.optimize import Algorithms, Job, Optimizer, with_spend
 from ratchet.programs import targets, telemetry
 from ratchet.programs.datasets import Row, Splits, assemble, dataset_hash, read_rows, to_examples
-from ratchet.programs.dspy_program import DspyProgram, input_names, output_names, state_of
+from ratchet.programs.dspy_program import DspyProgram, input_names, output_names
 from ratchet.programs.gateway import PACES, Gateway
 from ratchet.programs.gateway_lm import GatewayLM
+from ratchet.programs.identity import agent_identity, program_identity
 from ratchet.programs.journal import Role
 from ratchet.programs.ledger import Halt, Limits
 from ratchet.programs.line import Line, Price
@@ -73,6 +74,7 @@ class Options:
         warm_start: Whether ``portfolio`` begins with what helped on tasks like this one.
         lessons_may_quote: Whether the lesson that is kept of it may hold text of examples, so that demos are kept too.
         tenant: Whose lessons it learns from, and to whom its own belongs.
+        learn_from: Ids of optimizations whose lessons are tried, however unlike their tasks are.
         fields: Input field of the program -> column of the file.
         tune_tools: Whether the descriptions of tools and of their arguments are tuned too.
     """
@@ -112,6 +114,7 @@ class Options:
     warm_start: bool = True
     lessons_may_quote: bool = False
     tenant: str = DEFAULT_TENANT
+    learn_from: tuple[str, ...] = ()
     fields: tuple[tuple[str, str], ...] = ()
     tune_tools: bool = False
 
@@ -126,6 +129,7 @@ class Options:
         for name in ("algorithms", "price"):
             if values.get(name) is not None:
                 values[name] = tuple(values[name])
+        values["learn_from"] = tuple(values.get("learn_from", ()))
         for name in ("objectives", "fields"):
             values[name] = tuple(tuple(pair) for pair in values[name])
         return cls(**values)
@@ -713,9 +717,9 @@ def identities(prepared: Prepared) -> dict[str, Any]:
     """Hashes and versions of all that a result depends on."""
     custom = {name: each.identity for name, each in prepared.custom.items()}
     return {
-        "program": _program_identity(prepared),
+        "program": program_identity(prepared.target.module, tune_tools=prepared.options.tune_tools),
         "data": dataset_hash(prepared.splits),
-        "task_lm": prepared.task.identity if prepared.task else _agent_identity(prepared.target.module),
+        "task_lm": prepared.task.identity if prepared.task else agent_identity(prepared.target.module),
         "reflection_lm": prepared.reflection.identity if prepared.reflection else None,
         "judge_lm": prepared.judge.identity if prepared.judge else None,
         "metric": prepared.metric if isinstance(prepared.metric, str) else user_metric(prepared.metric).name,
@@ -723,17 +727,6 @@ def identities(prepared: Prepared) -> dict[str, Any]:
         **({"algorithms": custom} if custom else {}),
         **({"embedder": prepared.embedder} if "surrogate" in prepared.request.algorithms else {}),
     }
-
-
-def _program_identity(prepared: Prepared) -> str:
-    """The hash of the program's state; of a remote agent also of what is sent to where."""
-    module = prepared.target.module
-    key = Candidate(predictors=state_of(module, tune_tools=prepared.options.tune_tools)).key
-    return content_hash([key, module.spec.to_json()]) if isinstance(module, RemoteAgent) else key
-
-
-def _agent_identity(module: dspy.Module) -> str | None:
-    return f"agent {module.spec.name}@{module.spec.url}" if isinstance(module, RemoteAgent) else None
 
 
 def open_desk(settings: Settings) -> Desk:

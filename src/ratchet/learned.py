@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from ratchet.analytics.knowledge import LessonStore, Start, lesson_of, start_of
+from ratchet.core.errors import BadRequest
 from ratchet.core.features import TaskFeatures, features_of
 from ratchet.core.lesson import Lesson
 from ratchet.core.problem import Budget, Problem
@@ -22,14 +23,25 @@ GUARDED = {"ngram": 5, "least_words": 1}
 
 
 def start(run: Run, lessons: LessonStore) -> Start:
-    """What a new optimization begins with of what its tenant has learned."""
+    """What a new optimization begins with of what its tenant has learned.
+
+    Raises:
+        UnknownName: there is no lesson of an optimization it was told to learn from.
+        BadRequest: it was told to learn, and not to.
+    """
     options, splits = run.prepared.options, run.prepared.splits
-    if not options.warm_start or "portfolio" not in run.prepared.request.algorithms:
+    asked = [lessons.find(each, options.tenant) for each in options.learn_from]
+    can = "portfolio" in run.prepared.request.algorithms
+    if asked and not (can and options.warm_start):
+        why = "only `auto` learns from lessons" if not can else "--no-warm-start forbids it"
+        raise BadRequest(f"--learn-from {','.join(options.learn_from)} cannot be followed: {why}")
+    if not options.warm_start or not can:
         return Start(state="off")
     return start_of(
         run.id,
         lessons.lessons(options.tenant),
         _features(run),
+        asked=asked,
         seed=run.program.seed,
         predictors=run.program.specs,
         hidden=(*splits.validation, *splits.test),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
-from ratchet.core.algorithm import Algorithm, Evaluate, Generate, Reply, Request, Start, Together, Wait
+from ratchet.core.algorithm import Algorithm, Evaluate, Generate, Reply, Request, Start, Tell, Together, Wait
 from ratchet.core.problem import Candidate
 
 Part: TypeAlias = Evaluate | Generate
@@ -64,6 +64,8 @@ class ByHand:
                 case Wait(among):
                     self._ticket = min(among or range(1, 1 + len(self._started)))
                     self._open = self._started[self._ticket - 1]
+                case Tell():
+                    reply = None
                 case _:
                     self._open = request
                     self._ask(request)

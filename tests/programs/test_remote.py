@@ -9,6 +9,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
@@ -116,10 +117,25 @@ def test_outputs_are_pointed_at() -> None:
 
 
 @pytest.mark.parametrize(
+    "hostile", ["", "[" * 100_000, '{"a": NaN}', '{"a"', '"a"', "[]", "7", "null", '{"A": 1}', '{"a": {}}', "\x00"]
+)
+def test_no_reply_is_more_than_unreadable(hostile: str) -> None:
+    agent = spec(outputs={"a": "/a#/b"}, usage={"cost_usd": "/a"})
+    with pytest.raises(Unreadable):
+        agent.read(hostile)
+    assert agent.used(hostile) == (None, None, None)
+
+
+def test_half_a_character_in_a_reply_can_be_stored() -> None:
+    assert spec().read('{"a": "x\\ud83d"}')["a"].encode() == b"x?"
+
+
+@pytest.mark.parametrize(
     ("wrong", "said"),
     [
         ({"url": "ftp://host/x"}, "give http://HOST"),
         ({"url": "http://me:secret@host/x"}, "environment variable"),
+        ({"url": "http://host:99999/x"}, "[Pp]ort"),
         ({"components": {}}, "no component"),
         ({"components": {"system": ""}}, "components.system.text"),
         ({"request": {"q": "{{inputs.q}}"}}, "nowhere in the request"),
@@ -183,6 +199,20 @@ def test_a_saved_agent_is_a_target_again(tmp_path: Path) -> None:
         assert plain(text="case #5").label == "coral"
 
 
+def test_a_program_that_is_handed_in_as_text_never_becomes_an_agent(tmp_path: Path) -> None:
+    with AgentServer() as agent:
+        target = resolve_target(written(tmp_path, agent.spec()))
+        save_program(target.module, tmp_path / "agent.out.json", target)
+        signature = dspy.Predict("text -> label")
+        save_program(signature, tmp_path / "plain.json", replace(target, text="text -> label"))
+        state = json.loads((tmp_path / "plain.json").read_text())
+        state["ratchet"]["agent"] = json.loads((tmp_path / "agent.out.json").read_text())["ratchet"]["agent"]
+        assert type(resolve_target(json.dumps(state)).module) is dspy.Predict
+        with pytest.raises(BadRequest, match="was not saved by Ratchet"):
+            resolve_target((tmp_path / "agent.out.json").read_text())
+        assert agent.requests == 0
+
+
 # --- whose fault it is ------------------------------------------------------------------------------------------------
 
 
@@ -234,8 +264,6 @@ def test_an_agent_that_hangs_stops_the_optimization(tmp_path: Path) -> None:
 
 
 def _impatient(run: Run) -> Run:
-    from dataclasses import replace
-
     run.gateway.limits = replace(run.gateway.limits, retry_seconds=0.2, first_retry_seconds=0.2)
     return run
 

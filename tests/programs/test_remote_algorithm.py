@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from aiohttp.abc import ResolveResult
 
-from ratchet.core.algorithm import Evaluate, Generate, Start, Together, Wait
+from ratchet.core.algorithm import Evaluate, Generate, Start, Tell, Together, Wait
 from ratchet.core.contract import watched
 from ratchet.core.errors import BadRequest, BrokenContract, BrokenProtocol, Cancelled
 from ratchet.core.evaluation import Evaluations
@@ -56,6 +56,7 @@ def test_every_kind_of_request_and_reply_goes_over_the_wire() -> None:
         rows, texts = yield {"together": [evaluation, {"generate": {"prompt": "skill-1", "n": 2, "temperature": 0.5}}]}
         assert [(row["example"], row["repeat"]) for row in rows["rows"]] == [(key, n) for key in keys for n in (0, 1)]
         assert len(texts) == 2
+        assert (yield {"tell": "all is well"}) is None
         first = yield {"start": evaluation}
         second = yield {"start": {"together": [{"generate": {"prompt": "skill-2"}}]}}
         done = yield {"wait": [second]}
@@ -82,7 +83,7 @@ def test_every_kind_of_request_and_reply_goes_over_the_wire() -> None:
                 reply = yield request
 
         assert toy.solve(noted) == [toy.problem.seed]
-    assert seen == [Together, Start, Start, Wait, Wait]
+    assert seen == [Together, Tell, Start, Start, Wait, Wait]
 
 
 def test_a_stateless_server_gets_its_state_back() -> None:
@@ -166,7 +167,7 @@ SEED = {"predictors": {"answer": {"instructions": "Answer the question."}}}
         (answer(error="out of memory"), "error", "out of memory"),
         (answer(finalists=[]), "finalists", "at least 1"),
         (answer(finalists=[{"predictors": {}}]), "finalists.0.predictors", "['answer']"),
-        (ask(), "request", "exactly one of evaluate, generate, together, start, wait, not none"),
+        (ask(), "request", "exactly one of evaluate, generate, together, start, wait, tell, not none"),
         (ask(generate=None), "request", "is null"),
         (ask(generate={"prompt": "a"}, wait=[]), "request", "exactly one"),
         (ask(generate={"prompt": 5}), "request.generate.prompt", "valid string"),

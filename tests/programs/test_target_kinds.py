@@ -546,9 +546,14 @@ def test_an_image_is_an_input(tmp_path: Path) -> None:
         kinds.update(type(part).__name__ for part in asked.request.messages[-1].parts)
         return by_magic(asked)
 
-    result, _ = optimized(dspy.Predict(Look), script, tmp_path, data=data)
+    result, run = optimized(dspy.Predict(Look), script, tmp_path, data=data)
     gained(result, "self")
     assert "ImagePart" in kinds
+    demo = {"picture": url, "text": "#1", "label": "birch"}
+    shown = run.program.seed.with_demos("self", [demo], origin="by hand")
+    module = run.program.export(shown)
+    assert isinstance(module.demos[0]["picture"], dspy.Image)
+    assert run.program.state_of(module) == dict(shown.predictors)
 
 
 def _mapped(change: Callable[[Example], Example]) -> Splits:
@@ -612,3 +617,15 @@ def test_an_a2a_agent_is_tuned_from_its_spec(tmp_path: Path) -> None:
     assert agent.sorter.asked[0]["components"] == {"system": TEXT}
     assert len(agent.sorter.asked) < run.notebook.journal.sent().calls <= 160
     assert run.spend().usd is None
+
+
+# --- the table --------------------------------------------------------------------------------------------------------
+
+
+def test_every_row_of_the_table_has_its_test_and_every_kind_its_row() -> None:
+    table = Path(__file__).parents[2] / "docs" / "reference" / "targets.md"
+    rows = re.findall(r"^\|.*\| `(test_\w+)` \|$", table.read_text(encoding="utf-8"), re.MULTILINE)
+    tests = {name for name in globals() if name.startswith("test_") and "tuned" in name}
+    assert len(rows) == len(set(rows))
+    assert tests <= set(rows)
+    assert set(rows) <= globals().keys()

@@ -29,6 +29,8 @@ ALIKE = 0.6
 MOST_LESSONS = 10
 """The most similar lessons that are asked for the order of algorithms."""
 LEFT_ASIDE = "warm start: lessons are left aside here by chance, as in one of ten, to measure what they are worth"
+PROMPTS_OF = "prompts of lesson"
+"""Origin of a candidate made of a lesson, before the lesson's id."""
 MOST_CANDIDATES = 3
 """Candidates made of lessons; each costs a validation at most."""
 DEFAULT_TENANT = "default"
@@ -111,6 +113,7 @@ def start_of(
     seed: Candidate,
     predictors: Sequence[PredictorSpec],
     hidden: Sequence[Example] = (),
+    asked: Sequence[Lesson] = (),
 ) -> Start:
     """How an optimization begins, given the lessons of its tenant.
 
@@ -121,11 +124,12 @@ def start_of(
         seed: Its program as it is.
         predictors: The program's predictors.
         hidden: Validation and test examples: no demo that shows one of them is taken over.
+        asked: Lessons that were asked for; with these it is never held out.
     """
-    advice = advise(lessons, features, seed=seed, predictors=predictors, hidden=hidden)
+    advice = advise(lessons, features, seed=seed, predictors=predictors, hidden=hidden, asked=asked)
     if not advice.candidates and not advice.order:
         return Start(state="nothing known")
-    if is_held_out(optimization_id):
+    if is_held_out(optimization_id) and not asked:
         return Start(state="held out", advice=Advice(why=(LEFT_ASIDE,)))
     return Start(state="on", advice=advice)
 
@@ -137,8 +141,9 @@ def advise(
     seed: Candidate,
     predictors: Sequence[PredictorSpec],
     hidden: Sequence[Example] = (),
+    asked: Sequence[Lesson] = (),
 ) -> Advice:
-    """What the lessons that are most like the task advise."""
+    """What the lessons that are most like the task advise, and before them those that were asked for."""
     alike = sorted(
         ((similarity(features, each.features), each) for each in lessons),
         key=lambda pair: (-pair[0], -(pair[1].validation_gain or 0.0), pair[1].id),
@@ -146,9 +151,10 @@ def advise(
     alike = [(how, each) for how, each in alike if how >= ALIKE][:MOST_LESSONS]
     found: dict[str, Candidate] = {}
     why = []
-    for how, lesson in alike:
+    first = [(similarity(features, each.features), each) for each in asked]
+    for how, lesson in [*first, *alike]:
         candidate = _fitted(lesson, seed, predictors, hidden)
-        if candidate is None or candidate.key in found or len(found) == MOST_CANDIDATES:
+        if candidate is None or candidate.key in found or len(found) >= max(MOST_CANDIDATES, len(asked)):
             continue
         found[candidate.key] = candidate
         why.append(f"warm start: {candidate.origin} ({how:.0%} alike; it gained {lesson.validation_gain:+.3f} there)")
@@ -164,7 +170,7 @@ def _order(alike: Sequence[tuple[float, Lesson]]) -> tuple[list[str], dict[str, 
     gains: dict[str, float] = defaultdict(float)
     runs: dict[str, float] = defaultdict(float)
     for how, lesson in alike:
-        for each in lesson.progress:
+        for each in (each for each in lesson.progress if each.algorithm != "lessons"):
             gains[each.algorithm] += how * each.gain
             runs[each.algorithm] += how * each.runs
     rates = {name: gains[name] / runs[name] for name in gains if runs[name] > 0 and gains[name] > 0}
@@ -193,7 +199,7 @@ def _fitted(
         changed[spec.name] = replace(state, instructions=instructions, demos=tuple(demos) or state.demos)
     if not changed:
         return None
-    child = seed.with_predictors(changed, origin=f"prompts of lesson {lesson.id}")
+    child = seed.with_predictors(changed, origin=f"{PROMPTS_OF} {lesson.id}")
     return None if child == seed else child
 
 

@@ -144,6 +144,7 @@ def compare(
     rpm: flags.Rpm = None,
     tpm: flags.Tpm = None,
     no_shared_replies: flags.NoSharedReplies = False,
+    tune_tools: flags.TuneTools = False,
     min_improvement: flags.MinImprovement = 0.05,
     objective: flags.ObjectiveFlag = "quality:1",
     success_at: flags.SuccessAt = 1.0,
@@ -195,6 +196,7 @@ def compare(
         tokens_per_minute=tpm,
         share_replies=not no_shared_replies,
         force=force,
+        tune_tools=tune_tools,
         fields=flags.fields(map),
     )
     work.compare(options, algorithms, as_json=json, settings=settings)

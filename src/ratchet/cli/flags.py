@@ -96,6 +96,10 @@ MaxPromptTokens = Annotated[
 NoWarmStart = Annotated[
     bool, flag("no-warm-start", "Begin with nothing of what earlier optimizations taught.", panel=_SEARCH)
 ]
+LearnFrom = Annotated[
+    str,
+    flag("learn-from", "Try what these optimizations taught, however unlike.", metavar="ID[,ID]", panel=_SEARCH),
+]
 LessonsMayQuote = Annotated[
     bool, flag("lessons-may-quote", "Let the lesson keep text of examples, and so demos.", panel=_SEARCH)
 ]

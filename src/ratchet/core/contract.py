@@ -51,6 +51,8 @@ def watched(search: Search, name: str) -> Search:
                 except Exception as error:  # foreign code
                     raise watch.raised(error) from error
                 watch.look_at(request)
+                if isinstance(request, Tell):
+                    request = Tell(request.text)  # what stands in its data is between Ratchet's own parts
                 try:
                     reply = yield request
                 except BudgetSpent as error:
@@ -206,12 +208,18 @@ class _Watch:
         self._known.add(candidate.key)
 
     def _state(self, state: PredictorState, name: str, where: str) -> None:
-        if not isinstance(state.instructions, str) or not state.instructions.strip():
+        """See whether what differs from the seed has a place in the prompt; the seed is the user's own affair."""
+        before = self.problem.seed.predictors[name]
+        if state.instructions != before.instructions and not (
+            isinstance(state.instructions, str) and state.instructions.strip()
+        ):
             raise self.broken(f"{where}.instructions is {_short(state.instructions)}", "a text")
         spec = next((each for each in self.problem.predictors if each.name == name), None)
         fields = {each.name for each in (*spec.inputs, *spec.outputs)} if spec is not None else None
+        if state.demos != before.demos and spec is not None and not spec.takes_demos:
+            raise self.broken(f"{where} has {len(state.demos)} demos", "none: they have no place in its prompt")
         for index, demo in enumerate(state.demos):
-            if not demo or (fields is not None and not fields.issuperset(demo)):
+            if demo not in before.demos and not (demo and (fields is None or fields.issuperset(demo))):
                 expected = f"values of some of {sorted(fields)}" if fields is not None else "at least one field"
                 raise self.broken(f"{where}.demos[{index}] has the fields {sorted(demo)}", expected)
 

@@ -67,17 +67,26 @@ class Polish:
     note: Callable[[str], None]
     max_prompt_tokens: int | None = None
 
-    async def rows(self, candidate: Candidate, examples: Sequence[Example] | None = None) -> Evaluations | None:
-        """Evaluations of ``candidate``; None when the stage does not pay for them."""
+    async def rows(
+        self, candidate: Candidate, examples: Sequence[Example] | None = None, *, keep: float = 0.0
+    ) -> Evaluations | None:
+        """Evaluations of ``candidate``; None when the stage does not pay for them and have ``keep`` calls left."""
         examples = self.validation if examples is None else examples
         known = self.runner.known(candidate, examples)
         if known is not None:
             return known
+        left = self.runner.left()
+        if left is not None and self._cost(candidate, examples) > left - keep:
+            return None
         try:
             found: Evaluations = await self.runner.answer(Evaluate(candidate, tuple(examples)))
         except BudgetSpent:
             return None
         return found
+
+    def _cost(self, candidate: Candidate, examples: Sequence[Example]) -> float:
+        """Calls that those of ``examples`` take on which ``candidate`` was not run."""
+        return self.runner.calls_per_run * sum(self.runner.known(candidate, [each]) is None for each in examples)
 
     # --- finalists ---------------------------------------------------------------------------------------------------
 
@@ -133,7 +142,10 @@ class Polish:
     # --- the chosen one ----------------------------------------------------------------------------------------------
 
     async def minimised(self, chosen: Candidate) -> Candidate:
-        """``chosen`` without the sentences and demos that can be left out at no loss that is seen."""
+        """``chosen`` without the sentences and demos that can be left out at no loss that is seen.
+
+        Half of the calls are left for ``bought``.
+        """
         before = self.runner.known(chosen, self.validation)
         parts = added_parts(self.seed, chosen)
         if before is None or len(parts) < 2:
@@ -141,12 +153,13 @@ class Polish:
         if not self._no_worse(before, before):
             self.note(f"not minimised: {len(before)} validation examples cannot show that nothing is lost")
             return chosen
+        keep = (self.runner.left() or 0) / 2
         waiting = deque(_halves(parts))
         tried, removed = 0, list[Part]()
         while waiting:
             group = waiting.popleft()
             shorter = without(chosen, group)
-            verdict = await self._keeps_up(shorter, before) if shorter is not None else False
+            verdict = await self._keeps_up(shorter, before, keep=keep) if shorter is not None else False
             if verdict is None:
                 break
             tried += shorter is not None
@@ -162,10 +175,10 @@ class Polish:
             )
         return chosen
 
-    async def _keeps_up(self, shorter: Candidate, before: Evaluations) -> bool | None:
+    async def _keeps_up(self, shorter: Candidate, before: Evaluations, *, keep: float) -> bool | None:
         """Whether ``shorter`` is as good on validation; None when the stage does not pay for knowing it."""
         for size in (min(BLOCK, len(before)), len(before)):
-            rows = await self.rows(shorter, self.validation[:size])
+            rows = await self.rows(shorter, self.validation[:size], keep=keep)
             if rows is None:
                 return None
             # As if the rest went as before: where even that is too little, the rest need not be run.
@@ -180,11 +193,22 @@ class Polish:
         return comparison.effect >= 0 and comparison.interval[0] > -MARGIN
 
     async def bought(self, chosen: Candidate) -> tuple[Bought, ...]:
-        """What each edit bought on validation, by leaving it out, where the stage pays for that."""
-        after = self.runner.known(chosen, self.validation)
-        found = []
-        for edit in edits(self.seed, chosen):
-            rows = None if after is None else await self.rows(edit.undone)
+        """What each edit bought, by leaving it out, on as much of validation as the stage pays for.
+
+        It is the beginning of validation, run to its end, and never just what a race had seen of the candidate: who
+        loses is stopped, and would seem to lose by more.
+        """
+        found, changed = [], edits(self.seed, chosen)
+        for place, edit in enumerate(changed):
+            left = self.runner.left()
+            share = math.inf if left is None else left / (len(changed) - place)
+            size = len(self.validation)
+            while size and self._cost(edit.undone, self.validation[:size]) > share:
+                size -= 1
+            after = (
+                self.runner.known(chosen, self.validation[:size]) if size >= min(BLOCK, len(self.validation)) else None
+            )
+            rows = await self.rows(edit.undone, self.validation[:size]) if after is not None else None
             if rows is None or after is None or len(rows) < 2:
                 found.append(Bought(edit=edit.said))
                 continue

@@ -29,9 +29,9 @@ from dspy.utils.exceptions import (
 from google.protobuf.json_format import MessageToDict, ParseDict
 from google.protobuf.struct_pb2 import Struct, Value
 
+from ratchet.programs.agent_faults import QUOTED, failed, too_long
 from ratchet.programs.agent_spec import AgentSpec
 from ratchet.programs.loop import at_exit
-from ratchet.programs.remote import QUOTED, failed, too_long
 
 DONE = (TaskState.TASK_STATE_COMPLETED, TaskState.TASK_STATE_INPUT_REQUIRED)
 """States in which a task has an answer; an agent that asks back has answered as well as it could."""

@@ -11,7 +11,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -22,6 +21,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from ratchet.core.errors import BadRequest, UnknownName
+from ratchet.programs.lm import secret
 
 Kind = Literal["http", "openai", "a2a"]
 _PLACE = re.compile(r"\{\{\s*(inputs|components)(?:\.(\w+))?\s*\}\}")
@@ -158,7 +158,7 @@ class AgentSpec(_Strict):
         if both := set(self.inputs) & set(self.outputs):
             raise ValueError(f"{sorted(both)} is both an input and an output; give one of them another name")
         parts = urlsplit(self.url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
+        if parts.scheme not in ("http", "https") or not parts.hostname or parts.port == 0:
             raise ValueError(f"the url {self.url!r} is no address; give http://HOST/PATH or https://HOST/PATH")
         if parts.username or parts.password:
             raise ValueError("the url holds a password; put it into an environment variable and name that in headers")
@@ -210,12 +210,15 @@ class AgentSpec(_Strict):
         Raises:
             BadRequest: a variable is not set.
         """
+        values = {}
         for name, header in self.headers.items():
-            if not os.environ.get(header.env):
+            value = (secret(header.env) or "").strip()
+            if not value:
                 raise BadRequest(
                     f"the agent {self.name} needs the environment variable {header.env} for its header {name}; set it"
                 )
-        return {name: header.prefix + os.environ[header.env] for name, header in self.headers.items()}
+            values[name] = header.prefix + value
+        return values
 
     def to_json(self) -> dict[str, Any]:
         """The spec as JSON data; it holds no secret."""
@@ -286,10 +289,23 @@ def _prose(value: Any) -> str:
 
 
 def _parsed(text: str) -> Any:
+    """A reply as JSON; as a text where it is none."""
     try:
-        return json.loads(text)
-    except ValueError:
+        return _json(text)
+    except (ValueError, RecursionError):
         return text
+
+
+def _json(text: str) -> Any:
+    """JSON data that can be stored: without NaN, and without halves of surrogate pairs, which nothing can encode."""
+    data = json.loads(text, parse_constant=_refuse)
+    if "\\ud" in text.lower():
+        return json.loads(json.dumps(data, ensure_ascii=False).encode("utf-8", "replace"))
+    return data
+
+
+def _refuse(constant: str) -> Any:
+    raise ValueError(f"{constant} is no JSON")
 
 
 def pointed(data: Any, pointer: str) -> Any:
@@ -304,8 +320,8 @@ def pointed(data: Any, pointer: str) -> Any:
     for number, part in enumerate(pointer.split("#")):
         if number:
             try:
-                data = json.loads(_unfenced(data))
-            except (ValueError, TypeError) as error:
+                data = _json(_unfenced(data))
+            except (ValueError, TypeError, AttributeError, RecursionError) as error:
                 raise Unreadable(f"what stands before # in {pointer} is no JSON: {error}") from error
         for key in part.split("/")[1:]:
             key = key.replace("~1", "/").replace("~0", "~")

@@ -37,6 +37,8 @@ def plain(value: Any) -> Any:
     """``value`` as JSON data."""
     if isinstance(value, dspy.Example | dspy.Prediction):
         return {name: plain(part) for name, part in value.toDict().items()}
+    if isinstance(value, dspy.Image):
+        return value.url
     if hasattr(value, "model_dump"):
         return value.model_dump(mode="json")
     if isinstance(value, Mapping):
@@ -57,13 +59,18 @@ def state_of(module: dspy.Module, *, tune_tools: bool = False) -> dict[str, Pred
     states = {
         name: PredictorState(
             instructions=boxes.instructions(predictor),
-            demos=tuple(plain(dict(demo)) for demo in predictor.demos),
+            demos=tuple(plain(dict(demo)) for demo in predictor.demos if takes_demos(predictor)),
         )
         for name, predictor in module.named_predictors()
     }
     if tune_tools:
         states |= {name: PredictorState(instructions=text) for name, text in boxes.texts().items()}
     return states
+
+
+def takes_demos(predictor: dspy.Predict) -> bool:
+    """Whether demos have a place in the prompt of ``predictor``."""
+    return bool(getattr(predictor, "takes_demos", True))
 
 
 def _field(name: str, info: Any) -> FieldSpec:
@@ -85,7 +92,7 @@ def specs_of(module: dspy.Module, *, tune_tools: bool = False) -> tuple[Predicto
             name=name,
             inputs=tuple(_field(key, info) for key, info in predictor.signature.input_fields.items()),
             outputs=tuple(_field(key, info) for key, info in predictor.signature.output_fields.items()),
-            takes_demos=getattr(predictor, "takes_demos", True),
+            takes_demos=takes_demos(predictor),
             text=getattr(predictor, "text", ""),
         )
         for name, predictor in module.named_predictors()
@@ -314,7 +321,12 @@ def applied(module: dspy.Module, candidate: Candidate) -> dspy.Module:
         text = state.instructions if listing is None else written(state.instructions, listing.tools)
         if predictor.signature.instructions != text:
             predictor.signature = predictor.signature.with_instructions(text)
-        predictor.demos = [dspy.Example(dict(demo)) for demo in state.demos]
+        shown = {key: info.annotation for key, info in predictor.signature.fields.items()}
+        pictures = {key: _converter(kind) for key, kind in shown.items() if _model_in(kind) is dspy.Image}
+        predictor.demos = [
+            dspy.Example({key: pictures.get(key, _as_it_is)(value) for key, value in demo.items()})
+            for demo in state.demos
+        ]
     return other
 
 

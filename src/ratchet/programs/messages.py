@@ -15,7 +15,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from ratchet.core.algorithm import Evaluate, Generate, Request, Start, Together, Wait
+from ratchet.core.algorithm import Evaluate, Generate, Request, Start, Tell, Together, Wait
 from ratchet.core.evaluation import Evaluation, Evaluations
 from ratchet.core.problem import Candidate, PredictorState, Problem
 
@@ -33,6 +33,8 @@ def problem_json(problem: Problem) -> dict[str, Any]:
                 "name": spec.name,
                 "inputs": [_field_json(asdict(each)) for each in spec.inputs],
                 "outputs": [_field_json(asdict(each)) for each in spec.outputs],
+                "takes_demos": spec.takes_demos,
+                "text": spec.text,
             }
             for spec in problem.predictors
         ],
@@ -41,6 +43,7 @@ def problem_json(problem: Problem) -> dict[str, Any]:
         ],
         "validation": [{"key": each.key, "fields": list(each.fields)} for each in problem.validation],
         "budget": {"runs": problem.budget.runs},
+        "objectives": [{"metric": each.metric, "weight": each.weight} for each in problem.objectives],
         "success_at": problem.success_at,
         "slots": problem.slots,
     }
@@ -74,6 +77,8 @@ class Words:
             case Start(work):
                 self._started[reply] = work
                 return reply
+            case Tell():
+                return None
             case Wait():
                 ticket, answer = reply
                 return {"ticket": ticket, "reply": self.reply(self._started.pop(ticket), answer)}
@@ -167,6 +172,7 @@ class RequestMessage(WorkMessage):
 
     start: WorkMessage | None = None
     wait: list[int] | None = None
+    tell: Annotated[str, Field(min_length=1, max_length=1000)] | None = None
 
 
 class Answer(BaseModel):
@@ -213,6 +219,8 @@ class Reader:
         return self._request(answer.request)
 
     def _request(self, message: RequestMessage) -> Request:
+        if message.tell is not None:
+            return Tell(message.tell)
         if message.wait is not None:
             return Wait(tuple(message.wait))
         if message.start is not None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Mapping
+from importlib import import_module
 from typing import Any, Literal, Protocol
 
 import aiohttp
@@ -17,26 +18,18 @@ import dspy
 from dspy.lm15 import Message, Request, Response, Usage
 from dspy.utils.exceptions import (
     AdapterParseError,
-    LMAuthError,
-    LMConfigurationError,
-    LMError,
-    LMInvalidRequestError,
-    LMRateLimitError,
-    LMServerError,
     LMTimeoutError,
     LMTransportError,
 )
 
 from ratchet.core.errors import BadRequest
 from ratchet.core.problem import canonical
+from ratchet.programs.agent_faults import QUOTED, failed, too_long
 from ratchet.programs.agent_spec import AgentSpec, Component, Output, Unreadable
 from ratchet.programs.journal import Role
 from ratchet.programs.line import Line
 from ratchet.programs.loop import arun, run
 from ratchet.programs.wire import CONNECT_SECONDS, proxy_of, session_of
-
-QUOTED = 500
-"""Characters of a reply that an error shows."""
 
 _TYPES: dict[str, Any] = {
     "str": str,
@@ -55,40 +48,8 @@ class Transport(Protocol):
         """The reply to one request, on the house's event loop.
 
         Raises:
-            LMError: there is none; ``failed`` says which error means what.
+            LMError: there is none; ``ratchet.programs.agent_faults`` says which error means what.
         """
-
-
-def failed(spec: AgentSpec, status: int, text: str, *, retry_after: str | None = None) -> LMError:
-    """What a status of 300 and more means.
-
-    The agent's own fault, a failed run: it did not take this very request. The world's fault, tried again: the agent is
-    down, slow or busy. Wrong settings, which no input could mend, stop the optimization at once.
-    """
-    message = f"the agent answered {status}: {text[:QUOTED]}"
-    told: dict[str, Any] = {"model": spec.name, "status": status}
-    if status in (401, 403, 407):
-        return LMAuthError(f"{message}; check its headers", **told)
-    if 300 <= status < 400:
-        return LMConfigurationError(f"{message}; redirections are not followed, give the address itself", **told)
-    if status in (404, 405):
-        return LMConfigurationError(f"{message}; check its url", **told)
-    if status == 408:
-        return LMTimeoutError(message, **told)
-    if status in (425, 429):
-        return LMRateLimitError(message, retry_after=_seconds(retry_after), **told)
-    if status >= 500:
-        return LMServerError(message, retry_after=_seconds(retry_after), **told)
-    return LMInvalidRequestError(message, **told)
-
-
-def _seconds(text: str | None) -> float | None:
-    return float(text) if text is not None and text.strip().isdigit() else None
-
-
-def too_long(spec: AgentSpec) -> LMError:
-    """The agent wrote more than it may."""
-    return LMInvalidRequestError(f"the reply has more than {spec.max_reply_bytes} bytes", model=spec.name)
 
 
 class Http:
@@ -149,10 +110,11 @@ def transport_of(spec: AgentSpec) -> Transport:
     if spec.kind != "a2a":
         return Http(spec)
     try:
-        from ratchet.programs.a2a_transport import A2A
+        # Only now: the SDK is an extra.
+        transport: Transport = import_module("ratchet.programs.a2a_transport").A2A(spec)
     except ImportError as error:
         raise BadRequest("agents of kind a2a need the extra: pip install 'dspy-ratchet[a2a]'") from error
-    return A2A(spec)
+    return transport
 
 
 class _Engine:

@@ -2,8 +2,8 @@
 
 Two ways lead from a tool to a prompt. Modules such as ``dspy.ReAct`` write their tools into the instructions of a
 predictor once, when they are made; others hand the tools over with every call. So a description is set on the tool, and
-the list in the instructions is written anew. In a Candidate the place of that list is the mark ``{tools}``: whoever
-rewrites the instructions cannot lose a tool, and where the mark is lost the list comes last.
+the list in the instructions is written anew. In a Candidate the place of that list is a line with the mark ``{tools}``:
+whoever rewrites the instructions cannot lose a tool, and where the mark is lost the list comes last.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from ratchet.core.problem import FieldSpec, PredictorSpec
 from ratchet.programs.parts import walk
 
 MARK = "{tools}"
+HEADING = "\n\nThe tools are:\n"
 PREFIX = "tool:"
 """What the name of a tool's description in a Candidate has in it: ``tool:search``, ``tool:search.query``."""
 
@@ -62,7 +63,9 @@ class Listing:
 
     @property
     def marked(self) -> str:
-        """The instructions with the mark in place of the list."""
+        """The instructions with the mark in place of the list; without it where the list was only put at the end."""
+        if self.before.endswith(HEADING) and not self.after:
+            return self.before.removesuffix(HEADING)
         return f"{self.before}{MARK}{self.after}"
 
     @property
@@ -73,7 +76,8 @@ class Listing:
         """
         found = {}
         for number, (tool, line) in enumerate(zip(self.tools, self.lines, strict=True), 1):
-            if line != f"({number}) {tool}" and (read := _ENTRY.match(line)):
+            now = f"({number}) {tool}"
+            if line not in (now, now.expandtabs()) and (read := _ENTRY.match(line)):
                 try:
                     arguments = ast.literal_eval(read["args"])
                 except (ValueError, SyntaxError):
@@ -82,17 +86,18 @@ class Listing:
         return found
 
 
+_MARKED = re.compile(rf"^{re.escape(MARK)}$", re.MULTILINE)
 _ENTRY = re.compile(
     r"\(\d+\) .*?(?:, whose description is <desc>(?P<desc>.*)</desc>)?\. It takes arguments (?P<args>.*)\."
 )
 
 
 def written(text: str, tools: tuple[dspy.Tool, ...]) -> str:
-    """Instructions with the list of ``tools`` in the place of the mark, or at the end where there is no mark."""
+    """Instructions with the list of ``tools`` in the line that is the mark, or at the end where none is."""
     listing = "\n".join(f"({number}) {tool}" for number, tool in enumerate(tools, 1))
-    if MARK in text:
-        return text.replace(MARK, listing, 1)
-    return text if Listing.of(text, tools) else f"{text}\n\nThe tools are:\n{listing}"
+    if place := _MARKED.search(text):
+        return f"{text[: place.start()]}{listing}{text[place.end() :]}"
+    return text if Listing.of(text, tools) else f"{text}{HEADING}{listing}"
 
 
 class Toolboxes:

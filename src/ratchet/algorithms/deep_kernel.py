@@ -102,7 +102,8 @@ def posterior(
         p, h = torch.tensor(precision * variance, **kind), torch.tensor(told * variance**0.5, **kind)
         at = torch.tensor(list(known), device=fit.device)
         weights = _drawn(torch, [each.shape[1] for each in x], fit)
-        begin = learned or tuple(np.zeros(shape) for shape in (*(tuple(each.shape) for each in weights), 3))
+        shapes: list[tuple[int, ...]] = [*(tuple(each.shape) for each in weights), (len(AMPLITUDES),)]
+        begin = learned or tuple(np.zeros(shape) for shape in shapes)
         *moved, amplitudes = (torch.tensor(each, requires_grad=True, **kind) for each in begin)
         eye = torch.eye(len(known), **kind)
         descent = torch.optim.Adam([*moved, amplitudes], lr=fit.rate)

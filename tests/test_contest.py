@@ -100,6 +100,7 @@ def test_all_are_measured_on_the_same_sealed_examples_and_compared_pair_by_pair(
     shown = json.loads(command("show", gepa.optimization_id, "--json").stdout)
     assert shown["result"]["comparison"]["effect"] == first.effect  # the same numbers as its own certificate's
     assert gepa.status == shown["status"] == "improved"
+    assert shown["request"]["options"]["warm_start"] is False
     assert 0 < gepa.calls <= 240
 
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from ratchet.core import errors
 
 if TYPE_CHECKING:
+    from ratchet.client import AsyncClient, Client
     from ratchet.contest import Contest
     from ratchet.core.result import OptimizationResult
     from ratchet.family import optimize_family
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from ratchet.programs.targets import load_program
 
 __all__ = [
+    "AsyncClient",
+    "Client",
     "Contest",
     "OptimizationResult",
     "Outcome",
@@ -33,6 +36,8 @@ __all__ = [
 ]
 
 _ROOMS = {
+    "AsyncClient": "ratchet.client",
+    "Client": "ratchet.client",
     "Contest": "ratchet.contest",
     "OptimizationResult": "ratchet.core.result",
     "Outcome": "ratchet.library",

@@ -102,11 +102,27 @@ def check_target(spec: Mapping[str, Any], settings: Settings) -> dict[str, Any]:
             f"program has no {SECTION!r} section that says how it is built; give a program.json that Ratchet wrote",
             field="program",
         )
+    _check_state(program)
     if "->" in inner:
         check_signature(inner)
     else:
         check_import(inner, settings, field="program")
     return {"target": json.dumps(program, ensure_ascii=False, sort_keys=True)}
+
+
+STATE = {"signature", "demos", "traces", "train", "lm", "fields"}
+"""What the state of a predictor consists of; DSPy would set anything else as an attribute."""
+
+
+def _check_state(program: Mapping[str, Any]) -> None:
+    parts = {name: state for name, state in program.items() if name not in (SECTION, "metadata")}
+    for name, state in ({"self": parts} if "signature" in parts else parts).items():  # a bare predictor is its own
+        if not isinstance(state, Mapping) or not set(state) <= STATE:
+            raise BadRequest(f"program: {name!r} is no state of a predictor; give what Ratchet wrote", field="program")
+        if state.get("lm") is not None:
+            raise Denied(
+                f"program: predictor {name!r} brings an LM of its own; name the LM in the request", field="program"
+            )
 
 
 def check_options(options: Options, settings: Settings) -> None:

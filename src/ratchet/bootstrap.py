@@ -18,6 +18,7 @@ from dspy.utils.exceptions import LMInvalidRequestError
 from ratchet import catalogue, learned
 from ratchet.algorithms import NATIVE
 from ratchet.algorithms.portfolio import portfolio
+from ratchet.algorithms.surrogate import Embedder, device_for, require_torch, surrogate
 from ratchet.analytics.knowledge import DEFAULT_TENANT, LessonStore, Start
 from ratchet.core.algorithm import Search
 from ratchet.core.errors import BadRequest, Cancelled, RatchetError, StorageUnavailable, UnknownName
@@ -166,6 +167,8 @@ class Prepared:
     stand_ins: tuple[NamedLM, ...]
     splits: Splits
     custom: Mapping[str, catalogue.Custom] = field(default_factory=dict)
+    gpu_enabled: bool = True
+    embedder: str = ""
 
 
 def known_algorithms() -> tuple[str, ...]:
@@ -188,6 +191,8 @@ def prepare(options: Options, given: Given, settings: Settings, *, splits: Split
             metrics=settings.metrics, traces=settings.traces, paces=PACES.snapshots
         )
     request = _request(options)
+    if "surrogate" in request.algorithms:
+        require_torch()
     custom = _custom(request, given, settings)
     target = (
         targets.Target(module=given.program, text=options.target)
@@ -210,6 +215,8 @@ def prepare(options: Options, given: Given, settings: Settings, *, splits: Split
         stand_ins=tuple(each for each in stand_ins if each is not None),
         splits=splits,
         custom=custom,
+        gpu_enabled=settings.gpu_enabled,
+        embedder=settings.embedder,
     )
 
 
@@ -222,6 +229,13 @@ def _custom(request: OptimizationRequest, given: Given, settings: Settings) -> d
         for name in request.algorithms
         if name not in known_algorithms()
     }
+
+
+def _embedder(name: str) -> Embedder | None:
+    """The function ``package.module:function``; None for Ratchet's own."""
+    module, _, attribute = name.partition(":")
+    found: Embedder | None = targets.load_attribute(module, attribute, what="embedder") if name else None
+    return found
 
 
 def _request(options: Options) -> OptimizationRequest:
@@ -473,6 +487,9 @@ class Run:
         return search
 
     def _native(self, name: str) -> Search:
+        if name == "surrogate":
+            gpu_enabled, embedder = self.prepared.gpu_enabled, self.prepared.embedder
+            return partial(surrogate, device=device_for(gpu_enabled=gpu_enabled), embed=_embedder(embedder))
         return partial(portfolio, advice=self.start.advice) if name == "portfolio" else NATIVE[name]
 
     def job(self) -> Job:
@@ -708,6 +725,7 @@ def identities(prepared: Prepared) -> dict[str, Any]:
         "metric": prepared.metric if isinstance(prepared.metric, str) else user_metric(prepared.metric).name,
         "versions": {name: importlib.metadata.version(name) for name in ("dspy-ratchet", "dspy", "gepa", "optuna")},
         **({"algorithms": custom} if custom else {}),
+        **({"embedder": prepared.embedder} if "surrogate" in prepared.request.algorithms else {}),
     }
 
 

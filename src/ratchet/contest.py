@@ -1,8 +1,8 @@
 """Algorithms side by side on one task: each its own optimization under the same budget, then one test for all.
 
-Splits, seed and limits are the same for all; repeatable replies are shared, so that what one asked the next need not
-pay for, while its allowance counts them as if it had. What each found, proven or not, and the program as it is are
-then compared on the same sealed examples, pair by pair.
+Splits, seed and limits are the same for all, and nobody begins with what was learned before. Repeatable replies are
+shared: what one asked, the next need not pay for, while its allowance counts them as if it had. What each found, proven
+or not, and the program as it is are then compared on the same sealed examples, pair by pair.
 
 An optimization is named by what it depends on. So a second call finds what the first one left, finished or not, and a
 contender that is added later is the only one to be run.
@@ -235,7 +235,7 @@ def _entries(options: Options, names: Sequence[str], given: Given, settings: Set
     entries: list[_Entry] = []
     for name in names:
         algorithms = (name,) if name in given.algorithms else tuple(part.strip() for part in name.split(","))
-        # None of them may profit from what another one found.
+        # What one contender found on this task must not be where the next one begins.
         asked = replace(options, algorithms=algorithms, warm_start=False, learn_from=())
         splits = entries[0].prepared.splits if entries else None
         prepared = prepare(asked, given, settings, splits=splits)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from pydantic import SecretStr
+from pydantic import AliasChoices, Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 
@@ -20,6 +20,9 @@ class Settings(BaseSettings):
         algorithm_hosts: Hosts whose algorithms may be asked, ``name`` or ``name:port``, with commas between them.
         algorithm_secret: Signs what is said to an algorithm given by its URL.
         algorithm_seconds: Patience with one turn of such an algorithm.
+        gpu_enabled: Whether ``surrogate`` may fit its model on a GPU, where there is one.
+        embedder: The function by which ``surrogate`` turns texts into vectors, ``package.module:function``; without one
+            it counts hashed words.
         metrics, traces: See ``ratchet.programs.telemetry.observer_from``.
         worker_concurrency: Optimizations that one worker works on at once.
         tenant_concurrency: Optimizations of one tenant under way at once, over all workers.
@@ -28,9 +31,12 @@ class Settings(BaseSettings):
         lm_bases: Addresses of LM servers that requests to the service may name, with commas between.
         max_upload_mb: The largest upload of a data set.
         max_body_kb: The largest body of any other request.
+        oidc_issuer, oidc_audience, oidc_jwks: The identity provider whose tokens the service takes: ``iss``, ``aud``,
+            and the address of its keys; no issuer takes none.
+        oidc_role_claim, oidc_tenant_claim: The claims that say what the bearer may do, and whose things they see.
     """
 
-    model_config = SettingsConfigDict(env_prefix="RATCHET_")
+    model_config = SettingsConfigDict(env_prefix="RATCHET_", populate_by_name=True)
 
     home: Path = Path(".ratchet")
     models: Path = Path.home() / ".cache" / "ratchet" / "models"
@@ -39,6 +45,8 @@ class Settings(BaseSettings):
     algorithm_hosts: str = ""
     algorithm_secret: SecretStr = SecretStr("")
     algorithm_seconds: float = 60.0
+    gpu_enabled: bool = Field(default=True, validation_alias=AliasChoices("RATCHET_GPU_ENABLED", "GPU_ENABLED"))
+    embedder: str = ""
     metrics: str = ""
     traces: str = ""
     worker_concurrency: int = 32
@@ -48,6 +56,11 @@ class Settings(BaseSettings):
     lm_bases: str = ""
     max_upload_mb: float = 64.0
     max_body_kb: float = 1024.0
+    oidc_issuer: str = ""
+    oidc_audience: str = ""
+    oidc_jwks: str = ""
+    oidc_role_claim: str = "role"
+    oidc_tenant_claim: str = "tenant"
 
     @property
     def database(self) -> str:

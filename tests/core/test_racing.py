@@ -91,7 +91,7 @@ def test_the_range_of_the_scores_makes_no_difference(candidate: list[bool], n: i
 def test_what_makes_no_sense_is_refused() -> None:
     for kwargs in ({"entrants": 1}, {"entrants": 2, "alpha": 1.0}, {"entrants": 2, "lowest": 1.0}):
         with pytest.raises(ValueError):
-            Race(**kwargs)  # type: ignore[arg-type]
+            Race(**kwargs)
     race = Race(entrants=2)
     with pytest.raises(ValueError, match="equal lengths"):
         race.is_lost([1.0], [], leader_left=[])

@@ -9,6 +9,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
@@ -198,6 +199,20 @@ def test_a_saved_agent_is_a_target_again(tmp_path: Path) -> None:
         assert plain(text="case #5").label == "coral"
 
 
+def test_a_program_that_is_handed_in_as_text_never_becomes_an_agent(tmp_path: Path) -> None:
+    with AgentServer() as agent:
+        target = resolve_target(written(tmp_path, agent.spec()))
+        save_program(target.module, tmp_path / "agent.out.json", target)
+        signature = dspy.Predict("text -> label")
+        save_program(signature, tmp_path / "plain.json", replace(target, text="text -> label"))
+        state = json.loads((tmp_path / "plain.json").read_text())
+        state["ratchet"]["agent"] = json.loads((tmp_path / "agent.out.json").read_text())["ratchet"]["agent"]
+        assert type(resolve_target(json.dumps(state)).module) is dspy.Predict
+        with pytest.raises(BadRequest, match="was not saved by Ratchet"):
+            resolve_target((tmp_path / "agent.out.json").read_text())
+        assert agent.requests == 0
+
+
 # --- whose fault it is ------------------------------------------------------------------------------------------------
 
 
@@ -249,8 +264,6 @@ def test_an_agent_that_hangs_stops_the_optimization(tmp_path: Path) -> None:
 
 
 def _impatient(run: Run) -> Run:
-    from dataclasses import replace
-
     run.gateway.limits = replace(run.gateway.limits, retry_seconds=0.2, first_retry_seconds=0.2)
     return run
 

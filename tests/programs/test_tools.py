@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,11 @@ from hypothesis import strategies as st
 
 from ratchet.algorithms.gepa import reflection_prompt
 from ratchet.algorithms.instruction import read_instruction
+from ratchet.core.errors import BadRequest
 from ratchet.core.evaluation import Evaluation, Evaluations, Failure, Step
 from ratchet.core.problem import Budget, Candidate, Example, PredictorState, Problem
 from ratchet.programs.dspy_program import applied, specs_of, state_of
+from ratchet.programs.targets import load_program, save_program
 from ratchet.programs.tools import MARK, Calls
 
 
@@ -76,6 +79,16 @@ def test_plain_dspy_loads_what_is_in_instructions(tmp_path: Path) -> None:
     assert applied(again, wanted).dump_state() == again.dump_state()
     other = candidate(**{"tool:search": "Other."})
     assert "Finds letters" not in applied(again, other).react.signature.instructions
+
+
+def test_a_file_with_something_else_than_descriptions_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "program.json"
+    save_program(AGENT, path, None)
+    state = json.loads(path.read_text())
+    for wrong in ([1], {"tool:search": 7}):
+        path.write_text(json.dumps({**state, "ratchet": {"tools": wrong}}))
+        with pytest.raises(BadRequest, match="tools"):
+            load_program(path, dspy.ReAct("question -> answer", tools=[search, add]))
 
 
 def test_a_tool_that_agents_share_is_there_once_and_two_of_one_name_are_told_apart() -> None:

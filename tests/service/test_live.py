@@ -118,6 +118,16 @@ def test_many_listeners_slow_ones_too_get_all_in_order_while_writers_write(house
         assert seen == list(range(after + 1, n + 3))
 
 
+def test_a_server_that_stops_lets_its_listeners_go(house: House) -> None:
+    job = begun(house)
+    address = f"/ws/optimizations/{job}"
+    with house.client.websocket_connect(address, headers={"X-API-Key": house.keys["default", "viewer"]}) as socket:
+        assert socket.receive_json()["kind"] == "queued"
+        house.client.portal.call(house.client.app.state.pulse.close)  # type: ignore
+        assert socket.receive()["code"] == 1012
+    assert of_stream(house.ask("GET", f"/api/v1/optimizations/{job}/events").text) == []
+
+
 def test_a_number_that_makes_no_sense_is_refused(house: House) -> None:
     job = begun(house)
     assert house.ask("GET", f"/api/v1/optimizations/{job}/events", params={"after": -1}).status_code == 422

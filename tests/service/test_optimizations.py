@@ -177,6 +177,7 @@ def test_an_address_that_is_none_and_a_method_that_is_none_are_problems_too(hous
         answer = house.client.request(method, path)
         assert answer.status_code == status
         assert answer.json()["status"] == status
+    assert answer.headers["allow"] == "GET, POST"
 
 
 def test_the_description_has_examples_that_are_taken(house: House) -> None:

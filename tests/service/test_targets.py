@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from typing import Any
 
@@ -89,8 +90,6 @@ def test_a_saved_program_is_taken_when_what_it_is_built_from_may_be(house: House
     target = resolve_target(SIGNATURE)
     target.module.predictors()[0].signature = target.module.predictors()[0].signature.with_instructions("Be wise.")
     save_program(target.module, tmp_path / "program.json", target)
-    import json
-
     saved = json.loads((tmp_path / "program.json").read_text())
     assert keep(house, program=saved).status_code == 201
     house.upload()
@@ -98,6 +97,13 @@ def test_a_saved_program_is_taken_when_what_it_is_built_from_may_be(house: House
     assert answer.status_code == 202, answer.text
     stored = house.desk.archive.find(answer.json()["id"]).request["options"]["target"]
     assert "Be wise." in resolve_target(stored).module.predictors()[0].signature.instructions
+    assert resolve_target(json.dumps(saved)).module.predictors()[0].lm is None
+    state = {name: value for name, value in saved.items() if name not in ("ratchet", "metadata")}
+    nested = {"ratchet": {**saved["ratchet"], "kind": "cot"}, "predict": state}
+    for part in ({"lm": {"model": "openai/x", "api_base": "http://10.0.0.1"}}, {"forward": "nothing"}):
+        for program in ({**saved, **part}, {**nested, "predict": {**state, **part}}):
+            answer = keep(house, program=program)
+            assert answer.status_code in (403, 422), answer.text
     for section in ({"target": "os:system"}, {"target": "a -> b: this"}, {"target": "/etc/x.json"}, {}, None):
         answer = keep(house, program={**saved, "ratchet": section})
         assert answer.status_code in (403, 422), answer.text

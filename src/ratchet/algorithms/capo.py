@@ -5,8 +5,9 @@ the child's demos are drawn from both parents', and one comes or goes. Children 
 validation examples that all of them meet in the same order: who has lost, pair by pair, to as many as may survive is
 run no further. A long prompt pays a small penalty, so that of two that are equally good the short one survives.
 
-Where a few hundred runs are all there is we depart from the paper in two ways. The first generations meet few examples
-and each later one a block more, where the paper shows every child up to ten blocks. The paired test is one that may be
+Where a few hundred runs are all there is we depart from the paper. The first generation is large and meets one block
+only, of which few survive; each later one meets a block more, where the paper shows every child up to ten. On recorded
+surfaces this finds more than an even population does (``bench/surfaces.py``). The paired test is one that may be
 looked at after every block (``ratchet.core.racing``); the paper takes the t-test.
 
 References:
@@ -44,9 +45,13 @@ ALPHA = 0.2
 """Level of one paired test; the paper's. A single test does not stop a candidate: it takes as many as survive."""
 LENGTH_PENALTY = 0.01
 """Score that a prompt pays that is as long as the longest of the first generation; a shorter one pays in proportion."""
-RUNS_PER_SURVIVOR = 40
-LEAST_POPULATION, MOST_POPULATION = 4, 10
-CHILDREN = 4
+POPULATION = 4
+LEAST_CHILDREN, MOST_CHILDREN = 4, 8
+RUNS_PER_CHILD = 400
+"""Runs of the budget for which a generation has one child more."""
+FIRST_SHARE = 0.2
+"""Share of the runs for the first look at the first generation, of which there are so many as it pays for."""
+MOST_FIRST = 40
 BLOCKS = 12
 """Blocks that validation is cut into, when it is large enough for blocks of ``LEAST_BLOCK``."""
 SHOWN = 6
@@ -90,21 +95,23 @@ def capo(problem: Problem, *, rng: random.Random, max_demos: int = MAX_DEMOS) ->
 
 def evolve(board: Scoreboard, variation: Variation, order: Sequence[Example]) -> Steps[None]:
     """Let generations follow one another while the budget pays for them; then validate the leaders in full."""
-    size = max(LEAST_POPULATION, min(MOST_POPULATION, board.runs_left // RUNS_PER_SURVIVOR))
-    block = max(LEAST_BLOCK, len(order) // BLOCKS)
+    block = max(LEAST_BLOCK, min(len(order) // BLOCKS, board.runs_left // (20 * BLOCKS)))
+    begin = max(2 * POPULATION, min(MOST_FIRST, int(FIRST_SHARE * board.runs_left) // block))
+    leaders = max(1, min(LEADERS, board.runs_left // (4 * len(order))))
+    brood = max(LEAST_CHILDREN, min(MOST_CHILDREN, board.runs_left // RUNS_PER_CHILD))
     reach, idle = block, 0
-    first = new(board, (yield from variation.first(2 * size)))
+    first = new(board, (yield from variation.first(begin)))
     racing = Racing(board=board, block=block, longest=max(map(length, first), default=1))
-    population = yield from racing.race(first, order[:reach], survivors=size)
+    population = yield from racing.race(first, order[:reach], survivors=POPULATION)
     while population and idle < IDLE:
         reach = min(len(order), reach + block)
-        kept = min(LEADERS, len(population)) * (len(order) - reach)
-        if board.cost(population, order[:reach]) + CHILDREN * (reach + 2) > board.runs_left - kept:
+        kept = min(leaders, len(population)) * (len(order) - reach)
+        if board.cost(population, order[:reach]) + brood * (reach + 2) > board.runs_left - kept:
             break
-        children = new(board, (yield from variation.children(population, CHILDREN)))
+        children = new(board, (yield from variation.children(population, brood)))
         idle = 0 if children else idle + 1
-        population = yield from racing.race([*population, *children], order[:reach], survivors=size)
-    yield from validate_leaders(board, order)
+        population = yield from racing.race([*population, *children], order[:reach], survivors=POPULATION)
+    yield from validate_leaders(board, order, most=leaders)
 
 
 def new(board: Scoreboard, candidates: Sequence[Candidate]) -> list[Candidate]:

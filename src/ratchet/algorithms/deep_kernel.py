@@ -34,8 +34,9 @@ AMPLITUDES = (0.15, 0.15, 0.08)
 have; the fit moves them."""
 AMPLITUDE_SD = 0.7
 """How far they may move: standard deviation of their logarithms."""
-WEIGHT_DECAY = 0.5
-"""Precision of the prior that holds weights where they began, in units of the scale they were drawn with."""
+WEIGHT_DECAY = 10.0
+"""Precision of the prior that holds weights where they began, in units of the scale they were drawn with. A weak one
+learns the noise of the few scores there are: docs/decisions/0011."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,9 +52,9 @@ class Fit:
     """
 
     device: str = "cpu"
-    steps: int = 60
-    more_steps: int = 12
-    rate: float = 0.03
+    steps: int = 30
+    more_steps: int = 5
+    rate: float = 0.02
     seed: int = 0
 
 
@@ -101,7 +102,8 @@ def posterior(
         p, h = torch.tensor(precision * variance, **kind), torch.tensor(told * variance**0.5, **kind)
         at = torch.tensor(list(known), device=fit.device)
         weights = _drawn(torch, [each.shape[1] for each in x], fit)
-        begin = learned or tuple(np.zeros(shape) for shape in (*(tuple(each.shape) for each in weights), 3))
+        shapes: list[tuple[int, ...]] = [*(tuple(each.shape) for each in weights), (len(AMPLITUDES),)]
+        begin = learned or tuple(np.zeros(shape) for shape in shapes)
         *moved, amplitudes = (torch.tensor(each, requires_grad=True, **kind) for each in begin)
         eye = torch.eye(len(known), **kind)
         descent = torch.optim.Adam([*moved, amplitudes], lr=fit.rate)

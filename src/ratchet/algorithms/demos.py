@@ -212,7 +212,7 @@ def even(examples: Sequence[Example], *, size: int, rng: random.Random) -> list[
 def even_demos(
     spec: PredictorSpec, pool: Sequence[Fields], *, size: int, rng: random.Random, already: Sequence[Fields] = ()
 ) -> list[Fields]:
-    """Up to ``size`` of ``pool`` in random order, each class as often as any other, those ``already`` there included."""
+    """Up to ``size`` of ``pool`` in random order, each class as often as any other; those ``already`` there count."""
     outputs = [_outputs(spec, demo) for demo in (*pool, *already)]
     classes = class_labels(outputs, closed=[field.name for field in spec.outputs if field.choices])
     return balanced(

@@ -20,7 +20,7 @@ from ratchet.algorithms.variation import FOUNDERS, Rates, Variation
 from ratchet.core.algorithm import Algorithm, Parts, Steps
 from ratchet.core.errors import BudgetSpent
 from ratchet.core.objectives import gains
-from ratchet.core.pareto import crowded_order, pareto_front
+from ratchet.core.pareto import crowded_order, dominates, pareto_front
 from ratchet.core.problem import Candidate, Example, Problem, canonical
 
 BIRTHS = 40
@@ -50,8 +50,9 @@ def genetic(
     by demo, and the child is run on the first examples of validation. It joins the population, of which the worst
     leaves at once: there are no generations to wait for. Those that lead are run on twice as many examples, again and
     again up to all of them, so that in the end they are measured in full. Every gain is over the seed on the same
-    examples. Which operator is next is drawn by how high in the population its children came so far. Replies are taken up in the order they
-    were asked for, so that the result depends on the seed and the replies alone.
+    examples. Which operator is next is drawn by how often its children beat their parents so far, and how high in the
+    population they came. Replies are taken up in the order they were asked for, so that the result depends on the seed
+    and the replies alone.
 
     Args:
         problem: What to improve; its objectives are what the population is chosen by.
@@ -186,9 +187,12 @@ class Population:
         pairs = zip(self.problem.objectives, self.gains(candidate), strict=True)
         return sum(objective.weight * gain for objective, gain in pairs)
 
-    def standing(self, candidate: Candidate) -> float:
-        """How far up in the population ``candidate`` stands: 1 for the first, and 0 for who is not in it."""
-        return 1.0 - self.members.index(candidate) / self.size if candidate in self.members else 0.0
+    def worth(self, child: Candidate) -> float:
+        """How far up in the population ``child`` stands, 1 for the first; 0 where it dominates none of its parents."""
+        parents = [self.gains(self.born[key]) for key in child.parents]
+        if child not in self.members or not any(dominates(self.gains(child), parent) for parent in parents):
+            return 0.0
+        return 1.0 - self.members.index(child) / self.size
 
     def leading(self) -> list[Candidate]:
         """The member with the greatest weighted gain, and then those that NSGA-II prefers."""
@@ -256,7 +260,7 @@ class Breeding:
             self.in_flight.discard(candidate.key)
 
     def birth(self) -> Steps[None]:
-        """Make one child and run it; what it measures up to in the population is its operator's reward."""
+        """Make one child and run it; what it is worth is its operator's reward."""
         herd = self.herd
         founding = self.births < self.sizes.population
         founders = [each for each in FOUNDERS if each in self.variation.operators]
@@ -266,14 +270,14 @@ class Breeding:
         try:
             members = [herd.problem.seed] if founding else herd.members
             child = yield from self.variation.child(operator, members)
-            standing = 0.0
+            worth = 0.0
             self.idle += 1
             if child is not None and child.key not in self.tried:
                 self.idle = 0
                 self.tried.add(child.key)
                 self.bred += self.sizes.block
                 yield from herd.run(child, self.sizes.block)
-                standing = herd.standing(child)
-            self.rates.reward(operator, standing)
+                worth = herd.worth(child)
+            self.rates.reward(operator, worth)
         finally:
             self.under_way -= 1

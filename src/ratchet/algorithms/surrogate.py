@@ -28,6 +28,7 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from importlib import import_module
 from importlib.util import find_spec
 from itertools import islice, pairwise
 
@@ -96,6 +97,13 @@ def require_torch() -> None:
     """
     if find_spec("torch") is None:
         raise BadRequest("the algorithm `surrogate` needs PyTorch; say: pip install 'dspy-ratchet[torch]'")
+
+
+def device_for(*, gpu_enabled: bool) -> str:
+    """Where to fit models, as PyTorch names it: on a GPU where it finds one and may use it."""
+    require_torch()
+    torch = import_module("torch")
+    return "cuda" if gpu_enabled and torch.cuda.is_available() else "cpu"
 
 
 def _surrogate(problem: Problem, *, rng: random.Random, max_demos: int, embed: Embedder, device: str) -> Algorithm:

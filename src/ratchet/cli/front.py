@@ -11,6 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from ratchet.cli.render import NOT_MEASURED, UNKNOWN, Show, milliseconds, percent, score, usd
+from ratchet.core.problem import Candidate
 from ratchet.core.result import Front, Performance
 
 WIDTH, HEIGHT = 60, 12
@@ -27,25 +28,25 @@ Mark = tuple[float, float, str]
 """Where something is drawn, from left to right and from bottom to top, and the character."""
 
 
-def front_view(front: Front, *, chosen: str | None, baseline: str | None) -> Group:
+def front_view(front: Front, *, chosen: Candidate | None, baseline: Candidate | None) -> Group:
     """The front of an optimization.
 
     Args:
         front: It must hold a point.
-        chosen: Key of the candidate that went to the sealed test, if any did.
-        baseline: Key of the baseline.
+        chosen: The candidate that went to the sealed test, if any did.
+        baseline: The baseline.
     """
     table = Table("", "candidate", "quality", "success", "cost per run", "latency", "", "made by", box=box.SIMPLE_HEAD)
     for column in table.columns[2:6]:
         column.justify = "right"
     for letter, point in zip(letters(len(front.points)), front.points, strict=True):
         said = [NAMES[name] for name in point.trade_offs]
-        said += ["sealed test"] if point.candidate == chosen else []
-        origin = "baseline" if point.candidate == baseline else point.origin
+        said += ["sealed test"] if chosen and point.candidate == chosen.key else []
+        origin = "baseline" if baseline and point.candidate == baseline.key else point.origin
         table.add_row(letter, point.candidate, *_figures(point.performance), ", ".join(said), escape(origin))
     assert front.baseline is not None
-    if baseline not in {point.candidate for point in front.points}:
-        table.add_row(BASELINE, f"[dim]{baseline}[/]", *_figures(front.baseline), "", "[dim]baseline[/]")
+    if baseline and baseline.key not in {point.candidate for point in front.points}:
+        table.add_row(BASELINE, baseline.key, *_figures(front.baseline), "", "baseline")
     compared = ", ".join(name.removesuffix("_score").replace("_", " ") for name in front.objectives)
     return Group(
         f"front over {compared}: {len(front.points)} of {front.validated} candidates, on {front.baseline.n} validation "
@@ -97,7 +98,7 @@ def scatter(marks: Sequence[Mark], *, x_name: str, y_name: str, show_x: Show, sh
     >>> drawn[0].strip(), drawn[1].split(), drawn[HEIGHT].split()[:2]
     ('quality', ['1.0', '│', 'c'], ['0.0', '│a'])
     """
-    (left, right), (low, high) = (_ends([mark[axis] for mark in marks]) for axis in (0, 1))
+    (left, right), (low, high) = _ends([x for x, _, _ in marks]), _ends([y for _, y, _ in marks])
     rows = [[" "] * WIDTH for _ in range(HEIGHT)]
     for x, y, mark in marks:
         row, column = (HEIGHT - 1) * (high - y) / (high - low), (WIDTH - 1) * (x - left) / (right - left)

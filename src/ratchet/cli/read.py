@@ -61,9 +61,8 @@ def _show_front(stored: Optimization, result: OptimizationResult | None, *, as_j
     elif result is None or not front.points:
         say(f"{stored.id} ({stored.status}) validated nothing besides the baseline, so there is no front")
     else:
-        chosen, baseline = (each and each.key for each in (result.winner, result.baseline))
         render.show(f"{stored.id}  {escape(stored.request['options']['target'])}")
-        render.show(front_view(front, chosen=chosen, baseline=baseline))
+        render.show(front_view(front, chosen=result.winner, baseline=result.baseline))
 
 
 def _unfinished(stored: Optimization) -> str:

@@ -14,8 +14,8 @@ from ratchet.core.statistics import Comparison
 Status = Literal["improved", "no_proven_gain", "declined", "failed", "cancelled", "running", "queued", "paused"]
 """How an optimization stands. Only ``improved`` claims a gain."""
 TradeOff = Literal["best", "knee", "cheapest", "fastest"]
-"""A point of a front worth naming: the best quality; the one that gives up least of everything; and the cheapest and the
-fastest of those whose quality is not below the baseline's."""
+"""A point of a front worth naming: the best quality; the one that gives up least of everything; and the cheapest and
+the fastest of those whose quality is not below the baseline's."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -547,7 +547,7 @@ class Optimizer:
 
     def _front(self, chosen: Candidate) -> Front:
         """The front over all candidates that were validated in full; of equals the chosen one, or the baseline."""
-        known = {candidate: rows for candidate, rows in self.runner.all_known(self.validation)}
+        known = dict(self.runner.all_known(self.validation))
         preferred = dict.fromkeys(each for each in (chosen, self.job.seed, *known) if each in known)
         return front_of({each: known[each] for each in preferred}, baseline=self.job.seed, request=self.job.request)
 

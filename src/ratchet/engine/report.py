@@ -134,7 +134,7 @@ class Report:
         after: The chosen candidate; None when the baseline stays.
         lineage: From the seed to the chosen candidate.
         certificate: The certificate's file name; None when none was signed.
-        front: Trade-offs between the objectives, on validation.
+        front: Trade-offs between the objectives, on validation; it holds a point.
         notes: What a reader should know besides.
     """
 
@@ -159,7 +159,7 @@ class Report:
     after: Candidate | None = None
     lineage: tuple[LineageStep, ...] = ()
     certificate: str | None = None
-    front: Front = Front()
+    front: Front | None = None
     notes: tuple[str, ...] = ()
 
 
@@ -176,7 +176,9 @@ def render(report: Report) -> str:
         _section("Measured on the sealed test", _measures(report)),
         _section("Test examples, before and after", _pairs(report.pairs)),
         _section("Best validation score against LM calls", _curve(report.curve)),
-        _section("Trade-offs between the objectives", _front(report)) if report.front.points else "",
+        _section("Trade-offs between the objectives", _front(report.front, chosen=report.after))
+        if report.front
+        else "",
         _section("What changed in the prompts", _changes(report.before, report.after)),
         _section("Lineage of the chosen candidate", _lineage(report.lineage)),
         _section("Failed runs by kind", _failures(report.baseline, report.optimized)),
@@ -561,14 +563,13 @@ _TRADE_OFFS: dict[TradeOff, str] = {
 }
 
 
-def _front(report: Report) -> str:
+def _front(front: Front, *, chosen: Candidate | None) -> str:
     """Quality against cost, or latency where cost is no objective, and a row for each point of the front."""
-    front, by_cost = report.front, "cost" in report.front.objectives
-    chosen = report.after.key if report.after else None
+    by_cost = "cost" in front.objectives
 
     def names(point: FrontPoint) -> str:
         said = [_TRADE_OFFS[name] for name in point.trade_offs]
-        return ", ".join([*said, *(["sealed test"] if point.candidate == chosen else [])])
+        return ", ".join([*said, *(["sealed test"] if chosen and point.candidate == chosen.key else [])])
 
     def cells(measured: Performance) -> str:
         values: tuple[tuple[float | None, _Show], ...] = (
@@ -633,9 +634,9 @@ def _front(report: Report) -> str:
     n = front.baseline.n if front.baseline else 0
     return (
         f"{plot}\n{_table(('', 'Quality', 'Success', 'Cost per run', 'Latency'), rows)}\n<p><small>{len(front.points)} "
-        f"of {front.validated} candidates that were run on all {n} validation examples; no other one is at least as good "
-        "in everything and better in something. Hollow: baseline. They were chosen by these figures, so they flatter."
-        "</small></p>"
+        f"of {front.validated} candidates that were run on all {n} validation examples; no other one is at least as "
+        "good in everything and better in something. Hollow: baseline. They were chosen by these figures, so they "
+        "flatter.</small></p>"
     )
 
 

@@ -63,6 +63,7 @@ def resolve_target(text: str, *, kind: str = "predict", instructions: str | None
         BadRequest: what is there is no program.
     """
     if text.startswith("{"):
+        # Such a text may come over the network: it never becomes a remote agent, which calls hosts and sends secrets.
         try:
             return _saved("the saved program", json.loads(text))
         except ValueError as error:
@@ -222,7 +223,10 @@ def _load(module: dspy.Module, state: dict[str, Any], path: str | Path, text: st
         module.load_state(state)
     except Exception as error:  # DSPy takes a state on trust
         raise BadRequest(f"{path} does not fit the program {text}: {type(error).__name__}: {error}") from error
-    Toolboxes(module).write(state.get(SECTION, {}).get("tools", {}))
+    tools = (state.get(SECTION) or {}).get("tools") or {}
+    if not isinstance(tools, dict) or not all(isinstance(each, str) for each in tools.values()):
+        raise BadRequest(f"{path} has something else than descriptions under {SECTION}.tools")
+    Toolboxes(module).write(tools)
 
 
 def save_program(module: dspy.Module, path: Path, target: Target | None) -> None:

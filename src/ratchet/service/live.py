@@ -25,6 +25,14 @@ class Pulse:
     def __init__(self, desk: Desk) -> None:
         self._desk = desk
         self._bells: dict[str, set[asyncio.Event]] = defaultdict(set)
+        self.closed = False
+
+    def close(self) -> None:
+        """Let all listeners go: the server stops, and they are to come back to the next one."""
+        self.closed = True
+        for bells in self._bells.values():
+            for bell in bells:
+                bell.set()
 
     async def run(self) -> None:
         """Look for news until cancelled."""
@@ -60,11 +68,11 @@ class Pulse:
 async def follow(desk: Desk, pulse: Pulse, *, tenant: str, identity: str, after: int) -> AsyncIterator[Told | None]:
     """Every event numbered above ``after``, in order; None when nothing happened for a while.
 
-    It ends when the optimization has come to rest and all was told.
+    It ends when the optimization has come to rest and all was told, or when the server stops.
     """
     place: int | None = None
     with pulse.bell(identity) as bell:
-        while True:
+        while not pulse.closed:
             bell.clear()  # before looking, so that nothing that comes now is slept through
             job = await asyncio.to_thread(desk.jobs.find, tenant, identity)
             told = await asyncio.to_thread(desk.jobs.events, identity, after=after, place=place, limit=AT_ONCE)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -79,6 +80,16 @@ def _plain(value: Any) -> Any:
     return str(value)[:200]
 
 
+def _methods(app: FastAPI, path: str) -> list[str]:
+    """The methods that an address answers to."""
+    return sorted(
+        method.upper()
+        for template, methods in app.openapi()["paths"].items()
+        if re.fullmatch(re.sub(r"\{\w+\}", "[^/]+", template), path)
+        for method in methods
+    )
+
+
 def install(app: FastAPI) -> None:
     """Have ``app`` answer with problem documents, whatever is raised."""
 
@@ -105,7 +116,10 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def http(request: Request, error: HTTPException) -> JSONResponse:
-        return _response(document(error.status_code, str(error.detail)), error.headers)
+        headers = dict(error.headers or {})
+        if error.status_code == 405:  # Starlette names the methods of one route only, and there is a route per method
+            headers["Allow"] = ", ".join(_methods(app, request.url.path))
+        return _response(document(error.status_code, str(error.detail)), headers)
 
     @app.exception_handler(Exception)
     async def bug(request: Request, error: Exception) -> JSONResponse:

@@ -26,7 +26,7 @@ from ratchet.storage.jobs import Told
 PREFIX = "/api/v1"
 _PROBLEMS: dict[int | str, dict[str, Any]] = {
     code: {"model": schemas.ProblemOut, "content": {problems.MEDIA_TYPE: {}}, "description": problems.TITLES[code]}
-    for code in (401, 403, 404, 409, 413, 422)
+    for code in (400, 401, 403, 404, 409, 413, 422)
 }
 router = APIRouter(prefix=PREFIX, responses=_PROBLEMS)
 live = APIRouter()
@@ -208,7 +208,7 @@ async def websocket(socket: WebSocket, identity: str, after: int = 0) -> None:
     if sending in done:
         with suppress(WebSocketDisconnect, RuntimeError):
             sending.result()
-            await socket.close(1000)
+            await socket.close(1012 if socket.app.state.pulse.closed else 1000)  # 1012: the server starts again
 
 
 async def _deny(socket: WebSocket, problem: dict[str, Any]) -> None:

@@ -7,6 +7,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import FrameType
 
 import uvicorn
 
@@ -15,9 +16,23 @@ from ratchet.core.access import Actor
 from ratchet.core.errors import BadRequest
 from ratchet.desk import Desk
 from ratchet.service.app import create_app
+from ratchet.service.live import Pulse
 from ratchet.settings import Settings
 
 STOPPING_SECONDS = 30
+
+
+class _Server(uvicorn.Server):
+    """Lets listeners to events go when it stops; Uvicorn would wait for them."""
+
+    def __init__(self, config: uvicorn.Config, pulse: Pulse) -> None:
+        super().__init__(config)
+        self._pulse = pulse
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Begin to stop."""
+        self._pulse.close()
+        super().handle_exit(sig, frame)
 
 
 def here(name: str) -> Actor:
@@ -78,7 +93,7 @@ def serve(settings: Settings, *, host: str, port: int, with_worker: bool, say: C
             ws_max_size=65536,
         )
         with _on_signals(lambda: None):  # Uvicorn raises again, when it is done, what it was stopped by
-            uvicorn.Server(config).run()
+            _Server(config, app.state.pulse).run()
     finally:
         desk.close()
 

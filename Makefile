@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: help demo serve test check format acceptance bench-gain bench-throughput bench-wallclock bench-chaos bench-memory lock docs clean
+.PHONY: help demo serve test check format acceptance bench-gain bench-throughput bench-wallclock bench-chaos bench-memory bench-fleet lock docs clean
 
 help:  ## Show what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -42,7 +42,10 @@ bench-gain: $(READY)  ## Gains on public data with real local LMs; long, resumab
 bench-throughput: $(READY)  ## CPU time of a program run, beside dspy.Evaluate; QUICK=--quick for a tenth
 	$(BIN)/python -m bench.throughput $(QUICK)
 
-bench-wallclock: $(READY)  ## Wall time of optimizations, beside DSPy's, with an LM of 300 ms and 64 slots
+bench-wallcbench-fleet: $(READY)  ## 10, 100 and 1000 optimizations at once through `ratchet serve`; MORE=--postgres with two workers
+	$(BIN)/python -m bench.fleet $(MORE) $(QUICK)
+
+lock: $(READY)  ## Wall time of optimizations, beside DSPy's, with an LM of 300 ms and 64 slots
 	$(BIN)/python -m bench.wallclock $(QUICK)
 
 bench-chaos: $(READY)  ## 40 optimizations through errors, outages and 200 kill -9, beside the same on a calm day
@@ -50,6 +53,9 @@ bench-chaos: $(READY)  ## 40 optimizations through errors, outages and 200 kill 
 
 bench-memory: $(READY)  ## Memory of 20,000 evaluations, and the time to the first LM call
 	$(BIN)/python -m bench.memory $(QUICK)
+
+bench-fleet: $(READY)  ## 10, 100 and 1000 optimizations at once through `ratchet serve`; MORE=--postgres with two workers
+	$(BIN)/python -m bench.fleet $(MORE) $(QUICK)
 
 lock: $(READY)  ## Resolve pyproject.toml anew into requirements.lock
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --extra local --extra service --group dev --output-file requirements.lock pyproject.toml

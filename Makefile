@@ -32,8 +32,8 @@ demo: $(READY)  ## Make a small program better with the local LM; no key needed
 serve: $(READY)  ## Serve the API on port 8004, with SQLite and nothing else
 	$(BIN)/ratchet serve
 
-test: $(TORCH)  ## Run the tests
-	$(BIN)/python -m pytest
+test: $(TORCH)  ## Run the tests, on two cores
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 check: $(READY)  ## Format, lint, types
 	$(BIN)/ruff format --check .

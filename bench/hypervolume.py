@@ -44,7 +44,7 @@ from ratchet.core.request import Objective
 from ratchet.testing import SyntheticProblem
 
 RULES, ALTERNATIVES, DEMOS = 12, 6, 12
-POPULATIONS = (20, 40, 100)
+POPULATIONS = (10, 20, 40, 100)
 REFERENCE = (0.0, -1.0)
 """No quality at the greatest cost."""
 LEAST_RATIO = 0.98
@@ -131,8 +131,9 @@ class Space(SyntheticProblem):
             for i in range(RULES):
                 changed = rng.randrange(ALTERNATIVES) if first[i] != second[i] and rng.random() < 0.5 else best[i]
                 child[i] = rng.choice((base[i], changed))
-        anew = not others and rng.random() < 0.5  # a rewrite may change a word or everything
-        rate = 0.5 if anew else 1.0 / RULES
+        # What is crossed changes as often as with pymoo. Where there are examples to begin from, all may become new.
+        anew = "Right answers" in prompt and rng.random() < 0.5
+        rate = 1.0 / (RULES + DEMOS) if others else 0.5 if anew else 1.0 / RULES
         return _written([rng.randrange(ALTERNATIVES) if rng.random() < rate else rule for rule in child])
 
 
@@ -213,7 +214,7 @@ SEARCHES: dict[str, Callable[[Space, int], None]] = {
 
 def reached(search: Callable[[Space, int], None], *, seed: int, evaluations: int) -> float:
     """Hypervolume of the first ``evaluations`` candidates; each seed has a landscape of its own."""
-    space = Space(landscape=seed, seed=seed, runs=evaluations)
+    space = Space(landscape=seed, seed=seed, runs=evaluations, slots=1)  # no time is measured here
     search(space, seed)
     return hypervolume(space.points[:evaluations], REFERENCE)
 
@@ -224,6 +225,7 @@ def main() -> int:
         prog="python -m bench.hypervolume", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--seeds", type=int, default=20)
+    parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--evaluations", type=int, default=600)
     parser.add_argument("--quick", action="store_true", help="a few seeds")
     given = parser.parse_args()
@@ -233,7 +235,10 @@ def main() -> int:
     volumes: dict[str, list[float]] = {}
     for name, search in SEARCHES.items():
         began = time.monotonic()
-        volumes[name] = [reached(search, seed=seed, evaluations=given.evaluations) for seed in range(given.seeds)]
+        volumes[name] = [
+            reached(search, seed=seed, evaluations=given.evaluations)
+            for seed in range(given.first_seed, given.first_seed + given.seeds)
+        ]
         say(f"  {name}: {Spread.of(volumes[name])}, {time.monotonic() - began:.0f} s")
     medians = {name: statistics.median(found) for name, found in volumes.items()}
     peer = max((name for name in medians if name.startswith("pymoo")), key=lambda name: medians[name])

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from ratchet.algorithms.demos import MAX_DEMOS, spread
 from ratchet.algorithms.gepa import Runs
 from ratchet.algorithms.scoreboard import BOOTSTRAP_SHARE, FINALISTS, FIRST_ROWS, LEADERS, Scoreboard, gather
-from ratchet.algorithms.variation import FOUNDERS, Rates, Variation
+from ratchet.algorithms.variation import FOUNDERS, Rates, Variation, essence
 from ratchet.core.algorithm import Algorithm, Parts, Steps
 from ratchet.core.errors import BudgetSpent
 from ratchet.core.objectives import gains
@@ -77,7 +77,7 @@ def genetic(
         variation=variation,
         rng=rng,
         rates=Rates(variation.operators),
-        tried={problem.seed.key},
+        tried={essence(problem.seed)},
     )
     under_way: Parts[None] = Parts(slots=problem.slots)
     steps: Steps[None] | None = herd.run(problem.seed, len(order))
@@ -222,7 +222,7 @@ class Breeding:
     variation: Variation
     rng: random.Random
     rates: Rates
-    tried: set[str]  # keys of all children, and the seed's
+    tried: set[str]  # the essence of all children, and the seed's
     births: int = 0  # begun
     under_way: int = 0  # births
     bred: int = 0  # runs that children were first run on
@@ -272,9 +272,9 @@ class Breeding:
             child = yield from self.variation.child(operator, members)
             worth = 0.0
             self.idle += 1
-            if child is not None and child.key not in self.tried:
+            if child is not None and (said := essence(child)) not in self.tried:
                 self.idle = 0
-                self.tried.add(child.key)
+                self.tried.add(said)
                 self.bred += self.sizes.block
                 yield from herd.run(child, self.sizes.block)
                 worth = herd.worth(child)

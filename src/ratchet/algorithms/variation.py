@@ -129,7 +129,7 @@ class Variation:
         if text is None or not is_usable(text):
             return None
         child = parents[0].with_instructions(spec.name, text, origin=f"genetic: {operator} of {spec.name}")
-        if len(parents) > 1 and self._rng.random() < 0.5:
+        if len(parents) > 1:
             demos = self._crossed(parents[:2])
             child = child.with_predictors(
                 {name: replace(child.predictors[name], demos=shown) for name, shown in demos.items()},
@@ -289,6 +289,16 @@ def _of(child: Candidate, parents: Sequence[Candidate]) -> Candidate | None:
         return None
     keys = tuple(parent.key for parent in parents)
     return Candidate(predictors=child.predictors, parents=keys, origin=child.origin)
+
+
+def essence(candidate: Candidate) -> str:
+    """What ``candidate`` says, whatever the order of its demos: another order alone is no new child."""
+    return canonical(
+        {
+            name: [state.instructions, sorted(canonical(dict(demo)) for demo in state.demos)]
+            for name, state in candidate.predictors.items()
+        }
+    )
 
 
 def _demos(candidate: Candidate) -> dict[str, list[Fields]]:

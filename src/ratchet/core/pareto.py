@@ -18,8 +18,12 @@ def dominates(a: Sequence[float], b: Sequence[float]) -> bool:
     >>> dominates((1.0, 2.0), (2.0, 1.0)), dominates((1.0, 1.0), (1.0, 1.0))
     (False, False)
     """
-    pairs = list(zip(a, b, strict=True))
-    return all(x >= y for x, y in pairs) and any(x > y for x, y in pairs)
+    better = False
+    for x, y in zip(a, b, strict=True):
+        if x < y:
+            return False
+        better = better or x > y
+    return better
 
 
 def pareto_front(points: Sequence[Sequence[float]]) -> list[int]:

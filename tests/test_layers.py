@@ -10,7 +10,19 @@ from pathlib import Path
 import pytest
 
 SOURCE = Path(__file__).parents[1] / "src" / "ratchet"
-HEAVY = {"dspy", "fastapi", "sqlalchemy", "mlflow", "optuna", "xllamacpp", "pyarrow", "scipy", "dbos", "uvicorn", "torch"}
+HEAVY = {
+    "dspy",
+    "fastapi",
+    "sqlalchemy",
+    "mlflow",
+    "optuna",
+    "xllamacpp",
+    "pyarrow",
+    "scipy",
+    "dbos",
+    "uvicorn",
+    "torch",
+}
 
 
 def loaded_by(statement: str) -> set[str]:

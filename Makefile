@@ -7,7 +7,7 @@ TORCH_VERSION := 2.13.0
 TORCH_CPU := 6746dbcbeb526eb61330b76b41ff1b4eb848951103a892eeb080dfa2b264667b
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help demo serve test check format acceptance bench-gain bench-throughput bench-wallclock bench-chaos bench-memory bench-hypervolume bench-surfaces lock lock-torch docs clean
+.PHONY: help demo serve test check format acceptance bench-gain bench-throughput bench-wallclock bench-chaos bench-memory bench-hypervolume bench-surfaces bench-fleet lock lock-torch docs clean
 
 help:  ## Show what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -32,8 +32,8 @@ demo: $(READY)  ## Make a small program better with the local LM; no key needed
 serve: $(READY)  ## Serve the API on port 8004, with SQLite and nothing else
 	$(BIN)/ratchet serve
 
-test: $(TORCH)  ## Run the tests
-	$(BIN)/python -m pytest
+test: $(TORCH)  ## Run the tests, on two cores
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 check: $(READY)  ## Format, lint, types
 	$(BIN)/ruff format --check .
@@ -67,6 +67,9 @@ bench-memory: $(READY)  ## Memory of 20,000 evaluations, and the time to the fir
 
 bench-surfaces: $(TORCH)  ## Evaluations that searches need on recorded response surfaces, beside TPE
 	$(BIN)/python -m bench.surfaces $(QUICK)
+
+bench-fleet: $(READY)  ## 10, 100 and 1000 optimizations at once through `ratchet serve`; MORE=--postgres with two workers
+	$(BIN)/python -m bench.fleet $(MORE) $(QUICK)
 
 lock: $(READY)  ## Resolve pyproject.toml anew into requirements.lock
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --extra local --extra service --group dev --output-file requirements.lock pyproject.toml

@@ -54,6 +54,7 @@ ROOMS = {
     "engine": {"core", "engine", "programs"},
     "analytics": {"core", "engine", "analytics"},
     "storage": {"core", "engine", "programs", "storage"},
+    "service": {"core", "storage", "service", "desk", "settings", "bootstrap"},
 }
 """What each room may import."""
 
@@ -74,6 +75,18 @@ def test_a_room_imports_only_rooms_nearer_to_the_core(room: str) -> None:
                     assert name.split(".")[1] in ROOMS[room], f"{path.relative_to(SOURCE)} imports {name}"
                 elif room in ("core", "algorithms", "engine"):
                     assert name.partition(".")[0] not in ("dspy", "sqlalchemy", "mlflow"), f"{path.name} imports {name}"
+
+
+def test_only_the_service_knows_http() -> None:
+    knows = {
+        path.relative_to(SOURCE).parts[0]
+        for path in SOURCE.rglob("*.py")
+        if not path.name.startswith("testing")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if (isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] in ("fastapi", "starlette"))
+        or (isinstance(node, ast.Import) and node.names[0].name.partition(".")[0] in ("fastapi", "starlette"))
+    }
+    assert knows == {"service"}
 
 
 def test_only_the_settings_and_the_lm_room_read_the_environment() -> None:

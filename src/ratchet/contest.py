@@ -236,7 +236,7 @@ def _entries(options: Options, names: Sequence[str], given: Given, settings: Set
     for name in names:
         algorithms = (name,) if name in given.algorithms else tuple(part.strip() for part in name.split(","))
         # What one contender found on this task must not be where the next one begins.
-        asked = replace(options, algorithms=algorithms, warm_start=False)
+        asked = replace(options, algorithms=algorithms, warm_start=False, learn_from=())
         splits = entries[0].prepared.splits if entries else None
         prepared = prepare(asked, given, settings, splits=splits)
         identity = content_hash([asked.to_json(), identities(prepared)])

@@ -31,6 +31,9 @@ class Settings(BaseSettings):
         lm_bases: Addresses of LM servers that requests to the service may name, with commas between.
         max_upload_mb: The largest upload of a data set.
         max_body_kb: The largest body of any other request.
+        oidc_issuer, oidc_audience, oidc_jwks: The identity provider whose tokens the service takes: ``iss``, ``aud``,
+            and the address of its keys; no issuer takes none.
+        oidc_role_claim, oidc_tenant_claim: The claims that say what the bearer may do, and whose things they see.
     """
 
     model_config = SettingsConfigDict(env_prefix="RATCHET_", populate_by_name=True)
@@ -53,6 +56,11 @@ class Settings(BaseSettings):
     lm_bases: str = ""
     max_upload_mb: float = 64.0
     max_body_kb: float = 1024.0
+    oidc_issuer: str = ""
+    oidc_audience: str = ""
+    oidc_jwks: str = ""
+    oidc_role_claim: str = "role"
+    oidc_tenant_claim: str = "tenant"
 
     @property
     def database(self) -> str:

@@ -138,6 +138,7 @@ class Worker:
         self._say = say
         self._actor = Actor(name=f"worker {self.id}", tenant="", role="admin", origin=socket.gethostname())
         self._under_way: dict[str, Run] = {}
+        self._silent: set[str] = set()
         self._closing = threading.Event()
         self._watching = threading.Thread(target=self._watch, name="ratchet-watch", daemon=True)
 
@@ -265,6 +266,7 @@ class Worker:
         called = searched = time.monotonic()
         while not self._closing.wait(LOOK_SECONDS):
             with suppress(StorageUnavailable, sa.exc.SQLAlchemyError):  # the next look will tell
+                self._archive.claims.keep()
                 self._stop_unwanted()
                 if time.monotonic() - called > ROLL_CALL_SECONDS:
                     called = time.monotonic()
@@ -280,9 +282,18 @@ class Worker:
                 under_way[identity].cancel(status)
 
     def _take_over(self) -> None:
-        """Put the work of workers that died in the queue again."""
+        """Put the work of workers that died in the queue again.
+
+        One that holds nothing is dead when it still holds nothing at the next roll call: when the database server was
+        started again, everybody takes their claims again.
+        """
+        before, self._silent = self._silent, set()
         for worker in self._jobs.workers():
             if worker == self.id or not self._archive.claims.take(self._claim(worker)):
+                continue
+            self._silent.add(worker)
+            if worker not in before:
+                self._archive.claims.release(self._claim(worker))
                 continue
             try:
                 # Without DBOS Conductor it is for the application to say who died.

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from ratchet.bootstrap import Options
+from ratchet.bootstrap import Options, new_worker
 from ratchet.desk import Desk
 from ratchet.settings import Settings
 from ratchet.storage.jobs import Job
@@ -23,7 +23,7 @@ from ratchet.testing_server import SIGNATURE, StubServer
 from ratchet.testing_service import actor, data
 from ratchet.workflows import Dispatcher
 
-DATABASES = ("sqlite", "postgresql") if programs() is not None else ("sqlite",)
+DATABASES = ("postgresql",) if programs() is not None else ("sqlite",)
 
 
 @pytest.fixture(params=DATABASES)
@@ -66,14 +66,18 @@ def until(desk: Desk, job: Job, holds: Callable[[Job], bool]) -> Job:
     return desk.jobs.find(job.tenant, job.id)
 
 
+def asked_for(settings: Settings, stub: StubServer, folder: Path) -> tuple[Desk, Job]:
+    """A desk, and an optimization that waits there."""
+    desk = Desk(settings, SqlArchive(settings.database), Dispatcher(settings), clock=lambda: datetime.now(UTC))
+    (folder / "mails.jsonl").write_bytes(data(80))
+    desk.keep_dataset(actor(), "mails", folder / "mails.jsonl")
+    asked = Options(target="", lm="openai/stub", lm_base=stub.base, algorithms=("gepa",), max_calls=150, force=True)
+    return desk, desk.optimize(actor(), asked, target={"signature": SIGNATURE}, data={"data": "mails"})
+
+
 def test_what_a_killed_worker_had_another_takes_up(settings: Settings, tmp_path: Path) -> None:
     with StubServer(latency=0.03) as stub:
-        allowed = settings.model_copy(update={"lm_bases": stub.base})
-        desk = Desk(allowed, SqlArchive(allowed.database), Dispatcher(allowed), clock=lambda: datetime.now(UTC))
-        (tmp_path / "mails.jsonl").write_bytes(data(80))
-        desk.keep_dataset(actor(), "mails", tmp_path / "mails.jsonl")
-        asked = Options(target="", lm="openai/stub", lm_base=stub.base, algorithms=("gepa",), max_calls=150)
-        job = desk.optimize(actor(), asked, target={"signature": SIGNATURE}, data={"data": "mails"})
+        desk, job = asked_for(settings.model_copy(update={"lm_bases": stub.base}), stub, tmp_path)
         first = worker(settings)
         until(desk, job, lambda now: stub.requests > 40)
         first.kill()
@@ -95,3 +99,30 @@ def test_what_a_killed_worker_had_another_takes_up(settings: Settings, tmp_path:
         assert "died; 1 optimizations of it go on" in said
         assert desk.audit.verify().number > 0
         desk.close()
+
+
+if programs() is not None:
+
+    def test_a_database_server_that_is_started_again_loses_nothing(tmp_path: Path) -> None:
+        with (
+            tempfile.TemporaryDirectory(prefix="ratchet-pg-", dir="/tmp") as folder,
+            StubServer(latency=0.03) as stub,
+        ):
+            Path(folder).chmod(0o755)
+            with PostgresServer(Path(folder) / "server") as server:
+                settings = Settings(home=tmp_path / "home", mlflow=False, database_url=server.url, lm_bases=stub.base)
+                desk, job = asked_for(settings, stub, tmp_path)
+                working = new_worker(desk, settings, say=lambda line: None)
+                working.start()
+                while stub.requests < 40:
+                    time.sleep(0.01)
+                server.stop()
+                time.sleep(0.5)
+                server.start()
+                assert until(desk, job, lambda now: now.ended).status in ("improved", "no_proven_gain")
+                assert stub.requests <= len(desk.archive.open(job.id).journal.stages()) + 8
+                events = desk.jobs.events(job.id, after=0)
+                assert [event.kind for event in events].count("ended") == 1
+                assert desk.jobs.find("default", job.id).attempt == 1
+                working.close(seconds=5)
+                desk.close()

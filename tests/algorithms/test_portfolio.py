@@ -12,6 +12,7 @@ from ratchet.algorithms.portfolio import ARMS, portfolio
 from ratchet.core.algorithm import Algorithm, Evaluate, Search, evaluate, generate, start
 from ratchet.core.features import Advice
 from ratchet.core.problem import Candidate, Problem
+from ratchet.core.request import Objective
 from ratchet.testing import SyntheticProblem
 
 
@@ -111,9 +112,21 @@ def test_a_stage_that_asks_for_too_much_is_ended_and_its_runs_under_way_count() 
 @pytest.mark.parametrize(
     ("lm", "predictors", "then"),
     [
-        ("local:/models/qwen2.5-0.5b.gguf", ("answer",), "then miprov2, gepa, since an LM of 0.5 billion parameters"),
-        ("openai/gpt-4.1-mini", ("plan", "answer"), "then gepa, miprov2, since traces tell which of 2 predictors"),
-        ("openai/gpt-4.1-mini", ("answer",), "then gepa, miprov2, since a rewrite learns from what went wrong"),
+        (
+            "local:/models/qwen2.5-0.5b.gguf",
+            ("answer",),
+            "then miprov2, gepa, capo, genetic, since an LM of 0.5 billion parameters",
+        ),
+        (
+            "openai/gpt-4.1-mini",
+            ("plan", "answer"),
+            "then gepa, miprov2, capo, genetic, since traces tell which of 2 predictors",
+        ),
+        (
+            "openai/gpt-4.1-mini",
+            ("answer",),
+            "then gepa, miprov2, capo, genetic, since a rewrite learns from what went wrong",
+        ),
     ],
 )
 def test_it_says_what_it_begins_with_and_why(lm: str, predictors: tuple[str, ...], then: str) -> None:
@@ -126,6 +139,17 @@ def test_it_says_what_it_begins_with_and_why(lm: str, predictors: tuple[str, ...
     assert toy.told[0] == "portfolio: bootstrap opens, since good demos need hardly any search"
     assert then in toy.told[1]
     assert "portfolio: bootstrap had" in toy.told[2]
+
+
+def test_where_cost_counts_too_a_search_that_keeps_a_front_is_first() -> None:
+    toy = SyntheticProblem(runs=300)
+    objectives = (Objective(metric="quality_score", weight=1.0), Objective(metric="latency", weight=0.1))
+
+    def search(problem: Problem, *, rng: random.Random) -> Algorithm:
+        return portfolio(replace(problem, objectives=objectives), rng=rng)
+
+    toy.solve(search)
+    assert "then genetic, miprov2, gepa, capo, since quality is not all that counts" in toy.told[1]
 
 
 def test_without_training_examples_no_demos_open() -> None:
@@ -141,7 +165,7 @@ def test_what_helped_elsewhere_is_tried_first_and_kept_only_when_it_helps() -> N
     best = searched(toy, ARMS, advice=Advice(candidates=(bad, good), order=("gepa",), why=("as it went before",)))[0]
     assert best == good
     assert toy.told[0] == "as it went before"
-    assert "then gepa, miprov2, since so it went best on tasks like this one" in toy.told[2]
+    assert "then gepa, miprov2, capo, genetic, since so it went best on tasks like this one" in toy.told[2]
     assert toy.told[3].startswith("portfolio: lessons had")
 
 

@@ -234,6 +234,41 @@ def test_tools_that_are_no_part_of_instructions_are_kept_beside_the_state(tmp_pa
     assert ratchet.load_program(tmp_path / "program.json", Librarian()).tools[0].desc == words
 
 
+def function_caller(asked: Asked) -> str:
+    """A ReActV2 agent that looks the answer up where the description of the tool says the word."""
+    whole = "\n".join(text for _, text in asked.turns)
+    found = re.search(r'"value": "(\w+)"', whole)
+    name, args = "submit", {"label": found[1] if found else LABELS[(number(whole) + 1) % 3]}
+    if not found and MAGIC in whole:
+        name, args = "lookup_text", {"case": str(number(whole))}
+    call = json.dumps({"tool_calls": [{"name": name, "args": args}]})
+    return fields(next_thought="So.", tool_calls=call)
+
+
+def lookup_text(case: str) -> str:
+    """Looks something up."""
+    return lookup(int(case))
+
+
+def test_react_v2_has_the_descriptions_of_its_tools_tuned_on_demand(tmp_path: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        module = dspy.ReActV2("text -> label", tools=[lookup_text])
+    assert (input_names(module), output_names(module)) == (("text",), ("label",))
+    result, _ = optimized(module, function_caller, tmp_path, tune_tools=True, max_calls=900)
+    gained(result, "react", "tool:lookup_text", "tool:lookup_text.case")
+    assert result.winner is not None
+    assert any(MAGIC in state.instructions for name, state in result.winner.predictors.items() if "tool:" in name)
+
+
+def test_rlm_is_known_by_its_signature_and_keeps_its_tools() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        module = dspy.RLM("text -> label", tools=[lookup], interpreter_factory=Calculator)
+    assert (input_names(module), output_names(module)) == (("text",), ("label",))
+    assert list(state_of(module, tune_tools=True)) == ["generate_action", "extract"]
+
+
 # --- compositions -----------------------------------------------------------------------------------------------------
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, get_args
 
 import pytest
@@ -44,6 +45,12 @@ LEAST: dict[tuple[str, str], Role | None] = {
 def test_the_matrix_names_every_route(house: House) -> None:
     paths = house.client.get("/api/v1/openapi.json").json()["paths"]
     assert {(method.upper(), path) for path, methods in paths.items() for method in methods} == set(LEAST)
+
+
+@pytest.mark.parametrize(("method", "path"), sorted(LEAST))
+def test_every_route_is_documented_with_its_role(method: str, path: str) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "reference" / "api.md").read_text(encoding="utf-8")
+    assert f"| `{method}` | `{path}` | {LEAST[method, path] or 'everybody'} |" in page
 
 
 @pytest.mark.parametrize(("method", "path"), sorted(LEAST))

@@ -108,7 +108,7 @@ def at_once(problem: Problem, minibatch: int) -> int:
 
     >>> from ratchet.testing import SyntheticProblem
     >>> [at_once(SyntheticProblem(runs=2300, slots=slots).problem, 6) for slots in (2, 8, 64)]
-    [1, 2, 10]
+    [1, 2, 11]
     >>> [at_once(SyntheticProblem(runs=runs, slots=64).problem, 6) for runs in (20, 200, 1000)]
     [1, 3, 7]
     """

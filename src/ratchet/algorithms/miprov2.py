@@ -138,7 +138,7 @@ class Plan:
 
         >>> from ratchet.testing import SyntheticProblem
         >>> Plan.of(SyntheticProblem(n_validation=40).problem, runs=247)
-        Plan(rungs=[4, 8, 16, 40], trials=20, alone=2, sets=10, proposals=5)
+        Plan(rungs=[4, 8, 16, 40], trials=19, alone=2, sets=9, proposals=4)
         """
         n, parts = len(set(problem.validation)), len(problem.predictors)
         most = min(POOL, ((1 + len(TIPS)) * (1 + MAX_SETS)) ** parts - 1)

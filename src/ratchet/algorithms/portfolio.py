@@ -19,11 +19,13 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ratchet.algorithms.bootstrap import bootstrap
+from ratchet.algorithms.capo import capo
 from ratchet.algorithms.demos import MAX_CHARACTERS, labelled_pool, spread
+from ratchet.algorithms.genetic import genetic
 from ratchet.algorithms.gepa import gepa
 from ratchet.algorithms.miprov2 import miprov2
 from ratchet.algorithms.scoreboard import FINALISTS, Scoreboard, race
@@ -42,13 +44,20 @@ from ratchet.core.algorithm import (
 )
 from ratchet.core.algorithm import evaluate as evaluated
 from ratchet.core.errors import BudgetSpent
-from ratchet.core.evaluation import Evaluations
+from ratchet.core.evaluation import Evaluation, Evaluations
 from ratchet.core.features import Advice, TaskFeatures, features_of, parameters
+from ratchet.core.objectives import gains
 from ratchet.core.pareto import pareto_front
 from ratchet.core.problem import Budget, Candidate, Example, Problem, canonical
 
-ARMS: Mapping[str, Search] = {"bootstrap": bootstrap, "miprov2": miprov2, "gepa": gepa}
-"""What a portfolio chooses from."""
+ARMS: Mapping[str, Search] = {
+    "bootstrap": bootstrap,
+    "miprov2": miprov2,
+    "gepa": gepa,
+    "capo": capo,
+    "genetic": genetic,
+}
+"""What a portfolio chooses from; where nothing speaks for another order, in this one."""
 
 OPENING_SHARE = 0.25
 """Share of the budget for the opening: demos need hardly any search."""
@@ -114,9 +123,11 @@ def chosen(
     problem: Problem, desk: Desk, advice: Advice, names: Sequence[str]
 ) -> tuple[str | None, list[str], list[str]]:
     """The opening, the order of the others, and why, in sentences."""
-    features = features_of(problem, baseline=desk.mean(problem.seed))
+    known = desk.known(problem.seed)
+    features = features_of(problem, baseline=known.mean if known else None)
     opening, why = _opening(problem, desk, names)
-    others, order_why = _order(features, [name for name in names if name != "bootstrap"], advice)
+    others = [name for name in names if name != "bootstrap"]
+    others, order_why = _order(features, others, advice, thrift=thrifty(problem))
     if not others:
         return opening, [], [*advice.why, why]
     return opening, others, [*advice.why, why, f"portfolio: then {', '.join(others)}, since {order_why}"]
@@ -126,7 +137,8 @@ def _opening(problem: Problem, desk: Desk, names: Sequence[str]) -> tuple[str | 
     if "bootstrap" not in names:
         return None, "portfolio: no demo search among the algorithms, so that none opens"
     demos = [demo for pool in labelled_pool(problem).values() for demo in pool]
-    if not problem.train or (not demos and not desk.mean(problem.seed)):
+    known = desk.known(problem.seed)
+    if not problem.train or (not demos and (known is None or known.mean == 0.0)):
         return None, "portfolio: there is nothing to make demos of, so that bootstrap does not open"
     lengths = sorted(len(canonical(demo)) for demo in demos)
     if lengths and 2 * lengths[len(lengths) // 2] > MAX_CHARACTERS:
@@ -134,13 +146,15 @@ def _opening(problem: Problem, desk: Desk, names: Sequence[str]) -> tuple[str | 
     return "bootstrap", "portfolio: bootstrap opens, since good demos need hardly any search"
 
 
-def _order(features: TaskFeatures, names: Sequence[str], advice: Advice) -> tuple[list[str], str]:
+def _order(features: TaskFeatures, names: Sequence[str], advice: Advice, *, thrift: bool) -> tuple[list[str], str]:
     """``names`` with the most promising first."""
     known = [name for name in advice.order if name in names]
     if known:
         return [*known, *(name for name in names if name not in known)], "so it went best on tasks like this one"
     billions = parameters(features.lm)
-    if billions is not None and billions <= SMALL_LM:
+    if thrift and "genetic" in names:
+        first, why = "genetic", "quality is not all that counts, and it keeps a front"
+    elif billions is not None and billions <= SMALL_LM:
         first, why = "miprov2", f"an LM of {billions:g} billion parameters gains by instructions and demos together"
     elif features.output == "text":
         first, why = "gepa", "feedback on a long answer says more than its score"
@@ -182,7 +196,7 @@ class Desk:
     Attributes:
         problem: What is improved.
         used: New runs and texts asked for so far.
-        best: The candidate with the greatest mean on all of validation.
+        best: The candidate with the greatest weighted gain on all of validation.
         candidates: All that were run, by key, in the order in which they were asked for.
         stalls: How many stages of an algorithm brought nothing since its last gain.
     """
@@ -193,7 +207,7 @@ class Desk:
     candidates: dict[str, Candidate] = field(default_factory=dict)
     stalls: dict[str, int] = field(default_factory=dict)
     _asked: set[tuple[str, str, int]] = field(default_factory=set)
-    _scores: dict[str, dict[Example, float]] = field(default_factory=dict)
+    _evaluations: dict[str, dict[Example, Evaluation]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.best = self.problem.seed
@@ -203,19 +217,35 @@ class Desk:
         """Runs the budget still pays for."""
         return self.problem.budget.runs - self.used
 
-    def mean(self, candidate: Candidate) -> float | None:
-        """The mean over all of validation; None when it was not run on all of it."""
-        known = self._scores.get(candidate.key, {})
-        if not all(example in known for example in self.problem.validation) or not self.problem.validation:
+    def known(self, candidate: Candidate) -> Evaluations | None:
+        """The rows on all of validation; None when it was not run on all of it."""
+        rows = self._evaluations.get(candidate.key, {})
+        if not self.problem.validation or not all(example in rows for example in self.problem.validation):
             return None
-        return sum(known[example] for example in self.problem.validation) / len(self.problem.validation)
+        return Evaluations(tuple(rows[example] for example in self.problem.validation))
+
+    def gains(self, candidate: Candidate) -> tuple[float, ...] | None:
+        """The gain over the seed in each objective, on all of validation; None where that was not measured."""
+        before, after = self.known(self.problem.seed), self.known(candidate)
+        if before is None or after is None:
+            return None
+        metrics = [objective.metric for objective in self.problem.objectives]
+        return gains(after, before, metrics, success_at=self.problem.success_at)
+
+    def worth(self, candidate: Candidate) -> float | None:
+        """The weighted gain; None where it was not measured."""
+        each = self.gains(candidate)
+        if each is None:
+            return None
+        return sum(objective.weight * gain for objective, gain in zip(self.problem.objectives, each, strict=True))
 
     @property
     def solved(self) -> bool:
-        """Whether the best is perfect on all of validation, so that nothing can be seen to be better."""
-        known = self._scores.get(self.best.key, {})
-        top = max(1.0, self.problem.success_at)
-        return self.mean(self.best) is not None and all(known[each] >= top for each in self.problem.validation)
+        """Whether the best is perfect on all of validation, and no more than that counts."""
+        known = self.known(self.best)
+        if known is None or thrifty(self.problem):
+            return False
+        return min(known.scores) >= max(1.0, self.problem.success_at)
 
     def stalled(self, name: str) -> bool:
         """Whether an algorithm brought nothing for ``STALLED`` stages."""
@@ -227,30 +257,23 @@ class Desk:
         Raises:
             BudgetSpent: the driver's budget has ended, and that of all stages with it.
         """
-        before, used = self.mean(self.best) or 0.0, self.used
-        known = sum(example in self._scores.get(self.best.key, {}) for example in set(self.problem.validation))
-        problem = Problem(
-            seed=self.best,
-            predictors=self.problem.predictors,
-            train=self.problem.train,
-            validation=self.problem.validation,
-            # What is known of the seed is paid for already, and algorithms count it.
-            budget=Budget(runs=runs + known),
-            description=self.problem.description,
-            success_at=self.problem.success_at,
-            slots=self.problem.slots,
-            lm=self.problem.lm,
-            noise=self.problem.noise,
-        )
+        before, used = self.worth(self.best) or 0.0, self.used
+        rows = self._evaluations.get(self.best.key, {})
+        known = sum(example in rows for example in set(self.problem.validation))
+        # What is known of the seed is paid for already, and algorithms count it.
+        problem = replace(self.problem, seed=self.best, budget=Budget(runs=runs + known))
         own = random.Random(f"{name}/{used}/{rng.random() if rng else 0}")
         found = yield from self.carry_out(search(problem, rng=own), runs=runs)
         for candidate in list(found or ())[:1]:
-            missing = [each for each in problem.validation if each not in self._scores.get(candidate.key, {})]
+            rows = self._evaluations.get(candidate.key, {})
+            missing = [each for each in problem.validation if each not in rows]
             if missing and len(missing) <= self.left:  # it was run on a part of validation and looks better there
                 yield from self.carry_out(evaluated(candidate, problem.validation), runs=self.left)
-        after, spent = self.mean(self.best) or 0.0, self.used - used
+        after, spent = self.worth(self.best) or 0.0, self.used - used
         self.stalls[name] = 0 if after > before else self.stalls.get(name, 0) + 1
-        said = f"validation {before:.3f} to {after:.3f}" if after > before else f"validation stayed at {before:.3f}"
+        best = self.known(self.best)
+        mean = "" if best is None else f" (validation mean {best.mean:.3f})"
+        said = f"best gain {before:+.3f} to {after:+.3f}{mean}" if after > before else "which brought nothing"
         if spent:
             yield from tell(
                 f"portfolio: {name} had {spent} runs, {said}", algorithm=name, runs=spent, gain=after - before
@@ -333,22 +356,24 @@ class Desk:
         replies = reply if isinstance(work, Together) else [reply]
         for part, rows in zip(_parts(work), replies, strict=True):
             if isinstance(part, Evaluate) and isinstance(rows, Evaluations):
-                known = self._scores.setdefault(part.candidate.key, {})
-                known |= {row.example: row.counted for row in rows if row.repeat == 0}
-                mean, best = self.mean(part.candidate), self.mean(self.best)
-                if mean is not None and (best is None or mean > best):
+                known = self._evaluations.setdefault(part.candidate.key, {})
+                known |= {row.example: row for row in rows if row.repeat == 0}
+                worth, best = self.worth(part.candidate), self.worth(self.best)
+                if worth is not None and (best is None or worth > best):
                     self.best = part.candidate
 
     def finalists(self) -> list[Candidate]:
-        """Who beats the seed on all of validation, best first: of the front of mean and brevity, then of the others."""
-        seed = self.mean(self.problem.seed)
-        if seed is None:
-            return [self.problem.seed]
-        means = {key: mean for key, each in self.candidates.items() if (mean := self.mean(each)) is not None}
-        better = [self.candidates[key] for key, mean in means.items() if mean > seed]
-        front = {better[at].key for at in pareto_front([(means[each.key], -_size(each)) for each in better])}
-        better.sort(key=lambda each: (each.key not in front, -means[each.key], _size(each), each.key))
+        """Who beats the seed on all of validation, best first: the front of gains and brevity, then the others."""
+        worths = {key: worth for key, each in self.candidates.items() if (worth := self.worth(each)) is not None}
+        better = [self.candidates[key] for key, worth in worths.items() if worth > 0]
+        front = {better[at].key for at in pareto_front([(*(self.gains(each) or ()), -_size(each)) for each in better])}
+        better.sort(key=lambda each: (each.key not in front, -worths[each.key], _size(each), each.key))
         return better[:FINALISTS] or [self.problem.seed]
+
+
+def thrifty(problem: Problem) -> bool:
+    """Whether what a run costs or how long it takes counts too."""
+    return any(objective.metric in ("cost", "latency") for objective in problem.objectives)
 
 
 def _size(candidate: Candidate) -> int:

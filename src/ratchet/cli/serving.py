@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from typing import Annotated, Any
 
 import typer
 
 from ratchet.cli import flags
 from ratchet.cli.errors import say
+from ratchet.core.errors import BadRequest
 
 keys = typer.Typer(no_args_is_help=True, help="API keys of the service.")
 audit = typer.Typer(no_args_is_help=True, help="The audit trail of the service.")
@@ -17,6 +19,9 @@ def _settings(ctx: typer.Context) -> Any:
     from ratchet.cli.noise import quiet
     from ratchet.settings import Settings, quiet_libraries
 
+    for package in ("dbos", "fastapi", "jwt", "prometheus_client", "psycopg", "uvicorn", "websockets"):
+        if find_spec(package) is None:
+            raise BadRequest(f"the service needs {package}; pip install 'dspy-ratchet[service]' brings all it needs")
     quiet_libraries()
     if not ctx.obj:
         quiet()

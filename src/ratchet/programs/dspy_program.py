@@ -117,8 +117,9 @@ def input_names(module: dspy.Module) -> tuple[str, ...]:
         raise BadData(f"{type(module).__name__} has neither forward nor aforward; give it one")
     parameters = list(inspect.signature(forward).parameters.values())[1:]
     named = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
-    if named:
-        return tuple(p.name for p in named if p.default is p.empty)
+    needed = tuple(p.name for p in named if p.default is p.empty)
+    if needed or (named and not any(p.kind is p.VAR_KEYWORD for p in parameters)):
+        return needed
     signature = getattr(module, "signature", None) or next((each.signature for each in module.predictors()), None)
     return tuple(name for name in signature.input_fields if name not in _INNER_INPUTS) if signature else ()
 

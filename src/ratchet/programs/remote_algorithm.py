@@ -53,7 +53,7 @@ def signature(secret: str, direction: str, timestamp: str, body: bytes) -> str:
     """HMAC-SHA256, in hex, of ``direction.timestamp.body``; the direction keeps a message from passing as its answer.
 
     >>> signature("key", "message", "1700000000", b"{}")[:16]
-    'f44a2c3f3c6a2a4d'
+    '84c2b4dba4a73d71'
     """
     return hmac.new(secret.encode(), f"{direction}.{timestamp}.".encode() + body, hashlib.sha256).hexdigest()
 

@@ -173,6 +173,10 @@ class Toolboxes:
             object.__setattr__(tool, "func", _recorded(name, tool.func))
 
 
+_UNHEARD = re.compile(r"(^|\.)_user_tools\[[^.]*\]$")
+"""Where ``dspy.RLM`` keeps its tools; it writes them into instructions in a form of its own, which is left as it is."""
+
+
 def _describe(tool: dspy.Tool, text: str, arguments: Mapping[str, str]) -> None:
     if (tool.desc or "") != text:
         tool.desc = text
@@ -194,7 +198,9 @@ def _named(parts: Sequence[tuple[str, Any]]) -> dict[str, dspy.Tool]:
     found = [
         (path, tool)
         for path, tool in parts
-        if isinstance(tool, dspy.Tool) and not str(getattr(tool.func, "__module__", "")).startswith("dspy.")
+        if isinstance(tool, dspy.Tool)
+        and not _UNHEARD.search(path)
+        and not str(getattr(tool.func, "__module__", "")).startswith("dspy.")
     ]
     often = Counter(tool.name for _, tool in found)
     named = {}

@@ -12,8 +12,12 @@ from ratchet.core.access import Actor, Role, allows
 from ratchet.core.errors import Denied
 from ratchet.desk import Desk
 from ratchet.service.problems import Unauthenticated
+from ratchet.service.tokens import Tokens
+from ratchet.storage.keys import PREFIX
 
-_BEARER = HTTPBearer(auto_error=False, description="A key from `ratchet keys create`.")
+_BEARER = HTTPBearer(
+    auto_error=False, description="A key from `ratchet keys create`, or a token of the identity provider."
+)
 _HEADER = APIKeyHeader(name="X-API-Key", auto_error=False, description="A key from `ratchet keys create`.")
 
 
@@ -36,13 +40,19 @@ def actor_of(connection: HTTPConnection, role: Role) -> Actor:
     text = bearer.strip() if scheme.lower() == "bearer" else connection.headers.get("x-api-key", "")
     if not text:
         raise Unauthenticated("no key was given; send it as 'Authorization: Bearer KEY' or 'X-API-Key: KEY'")
-    key = desk.keys.find(text, now=desk.clock())
-    if key is None:
-        raise Unauthenticated("this key is not known, has expired or was revoked; `ratchet keys create` makes one")
-    if not allows(key.role, role):
-        raise Denied(f"this takes the role {role}, and the key {key.id} is of a {key.role}; ask for another key")
     origin = connection.client.host if connection.client else "unknown"
-    return Actor(name=f"key {key.id} ({key.name})", tenant=key.tenant, role=key.role, origin=origin)
+    tokens: Tokens | None = connection.app.state.tokens
+    if tokens is not None and not text.startswith(PREFIX):
+        actor = tokens.actor(text, origin=origin)
+    elif (key := desk.keys.find(text, now=desk.clock())) is not None:
+        actor = Actor(name=f"key {key.id} ({key.name})", tenant=key.tenant, role=key.role, origin=origin)
+    else:
+        actor = None
+    if actor is None:
+        raise Unauthenticated("this key is not known, has expired or was revoked; `ratchet keys create` makes one")
+    if not allows(actor.role, role):
+        raise Denied(f"this takes the role {role}, and {actor.name} is of a {actor.role}; ask for another key")
+    return actor
 
 
 def needs(role: Role) -> Any:

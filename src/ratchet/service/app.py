@@ -20,6 +20,7 @@ from ratchet.desk import Desk
 from ratchet.service import problems, routes, schemas
 from ratchet.service.access import Operator, TheDesk
 from ratchet.service.live import Pulse
+from ratchet.service.tokens import Tokens
 
 house = APIRouter()
 """Routes for whoever runs the service."""
@@ -148,6 +149,7 @@ def create_app(desk: Desk, *, work: Callable[[], Any] | None = None, stop: Calla
     )
     app.state.desk = desk
     app.state.pulse = Pulse(desk)
+    app.state.tokens = Tokens(desk.settings) if desk.settings.oidc_issuer else None
     registry = app.state.metrics = CollectorRegistry()
     registry.register(_Optimizations(desk))
     seconds = Histogram(

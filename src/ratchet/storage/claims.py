@@ -13,6 +13,8 @@ from typing import Protocol
 import sqlalchemy as sa
 from filelock import FileLock, Timeout
 
+from ratchet.core.errors import StorageUnavailable
+
 
 class Claims(Protocol):
     """Names that are held."""
@@ -22,6 +24,9 @@ class Claims(Protocol):
 
     def release(self, name: str) -> None:
         """Let go of ``name``."""
+
+    def keep(self) -> None:
+        """Take again what was lost without being let go of."""
 
     def close(self) -> None:
         """Let go of everything."""
@@ -48,6 +53,9 @@ class FileClaims:
         """Let go of ``name``."""
         self._held.pop(name).release()
 
+    def keep(self) -> None:
+        """Nothing is lost: the locks are this process's own."""
+
     def close(self) -> None:
         """Let go of everything."""
         for name in list(self._held):
@@ -73,6 +81,9 @@ class MemoryClaims:
         """Let go of ``name``."""
         self._held.discard(name)
 
+    def keep(self) -> None:
+        """Nothing is lost."""
+
     def close(self) -> None:
         """Let go of everything."""
         self._held.clear()
@@ -81,7 +92,10 @@ class MemoryClaims:
 class ServerClaims:
     """Held by PostgreSQL's advisory locks, all of a process in one session.
 
-    A session that broke is begun anew, and what was held is taken again.
+    A session that breaks loses its locks; ``keep`` begins another and takes them again.
+
+    Raises:
+        StorageUnavailable: by ``take`` and ``keep``, when the server does not answer.
     """
 
     def __init__(self, engine: sa.Engine) -> None:
@@ -93,7 +107,8 @@ class ServerClaims:
     def take(self, name: str) -> bool:
         """Hold ``name``."""
         with self._lock:
-            if name in self._held or not self._ask("pg_try_advisory_lock", name):  # a session may lock twice
+            self._keep()
+            if name in self._held or not self._ask(_TAKE, name):  # a session may lock twice
                 return False
             self._held.add(name)
             return True
@@ -102,34 +117,48 @@ class ServerClaims:
         """Let go of ``name``."""
         with self._lock:
             self._held.discard(name)
-            self._ask("pg_advisory_unlock", name)
+            with suppress(StorageUnavailable):  # a session that broke has let go of it
+                self._ask(_RELEASE, name)
+
+    def keep(self) -> None:
+        """Take again what was lost."""
+        with self._lock:
+            self._keep()
 
     def close(self) -> None:
         """Let go of everything."""
         with self._lock:
             self._held.clear()
-            if self._connection is not None:
-                self._connection.invalidate()  # given back to the pool, the session would keep its locks
-                self._connection.close()
-                self._connection = None
+            self._end()
 
-    def _ask(self, function: str, name: str) -> bool:
-        statement = sa.text(f"SELECT {function}(hashtextextended(:name, 0))")
-        try:
-            return bool(self._session().execute(statement, {"name": name}).scalar())
-        except sa.exc.DBAPIError:
-            self._begin_anew()
-            return bool(self._session().execute(statement, {"name": name}).scalar())
-
-    def _session(self) -> sa.Connection:
+    def _keep(self) -> None:
+        if self._connection is not None:
+            with suppress(StorageUnavailable):
+                self._ask(sa.text("SELECT true"))
         if self._connection is None:
-            self._connection = self._engine.connect().execution_options(isolation_level="AUTOCOMMIT")
-        return self._connection
+            try:
+                self._connection = self._engine.connect().execution_options(isolation_level="AUTOCOMMIT")
+            except sa.exc.DBAPIError as error:
+                raise StorageUnavailable(f"the database server does not answer: {error.orig}") from error
+            for name in self._held:
+                self._ask(_TAKE, name)
 
-    def _begin_anew(self) -> None:
+    def _ask(self, statement: sa.TextClause, name: str | None = None) -> bool:
+        if self._connection is None:
+            raise StorageUnavailable("the session with the database server broke")
+        try:
+            return bool(self._connection.execute(statement, {"name": name} if name else {}).scalar())
+        except sa.exc.DBAPIError as error:
+            self._end()
+            raise StorageUnavailable(f"the database server does not answer: {error.orig}") from error
+
+    def _end(self) -> None:
         if self._connection is not None:
             with suppress(sa.exc.SQLAlchemyError):
+                self._connection.invalidate()  # given back to the pool, the session would keep its locks
                 self._connection.close()
-        self._connection = None
-        for name in self._held:
-            self._session().execute(sa.text("SELECT pg_try_advisory_lock(hashtextextended(:name, 0))"), {"name": name})
+            self._connection = None
+
+
+_TAKE = sa.text("SELECT pg_try_advisory_lock(hashtextextended(:name, 0))")
+_RELEASE = sa.text("SELECT pg_advisory_unlock(hashtextextended(:name, 0))")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import re
 import secrets
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -31,6 +32,7 @@ api_keys = sa.Table(
     sa.Column("revoked_at", sa.String(32)),
 )
 
+TENANT = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 PREFIX = "rk"
 """How every key begins, so that a scanner for leaked secrets can find it."""
 
@@ -77,7 +79,7 @@ class Keys:
         """
         if role not in ROLES:
             raise BadRequest(f"role is {role!r}; choose from {', '.join(ROLES)}", field="role")
-        if not tenant or len(tenant) > 64 or not tenant.replace("-", "").replace("_", "").isalnum():
+        if not TENANT.fullmatch(tenant):
             raise BadRequest(f"tenant is {tenant!r}; give letters, digits, - and _, at most 64", field="tenant")
         if not name or len(name) > 100:
             raise BadRequest(f"name is {name!r}; give 1 to 100 characters", field="name")

@@ -167,7 +167,8 @@ class SqlArchive:
                 self.folder.mkdir(parents=True, exist_ok=True)
             except OSError as error:
                 raise StorageUnavailable(f"the folder {self.folder} cannot be made: {error.strerror}") from error
-        self._engine = sa.create_engine(self._url)
+        # A server may have been started again since a connection was used last; a file may not.
+        self._engine = sa.create_engine(self._url, pool_pre_ping=self._url.get_backend_name() != "sqlite")
         if self._url.get_backend_name() == "sqlite":
             sa.event.listen(self._engine, "connect", _tune_sqlite)
         with self._alone(), self._writing() as connection:

@@ -56,6 +56,7 @@ def optimize(task: Task, algorithm: str, *, models: Path, max_calls: int, work: 
     files = task.write(work / "data")
     return ratchet(
         *("optimize", task.target, "--metric", task.metric, "--algorithm", algorithm, "--no-mlflow", "--force"),
+        "--no-warm-start",  # an algorithm must not profit from what another one found
         *(f"--{split}={path}" for split, path in files.items()),
         *("--lm", f"local:{models / MODELS['task']}", "--reflection-lm", f"local:{models / MODELS['reflection']}"),
         *("--max-calls", str(max_calls), "--max-minutes", "240", "--out", str(out)),

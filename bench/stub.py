@@ -33,7 +33,7 @@ import orjson
 from aiohttp import web
 from aiohttp.web_request import BaseRequest
 
-from ratchet.testing_server import _completion, _error, _share, reply
+from ratchet.testing_server import _error, completion, reply, share
 
 GARBAGE = "%% nothing of use %%"
 FOREVER = 10.0**9
@@ -295,9 +295,9 @@ class Stub:
     def _answer(self, raw: bytes) -> tuple[str, dict[str, Any]]:
         body = orjson.loads(raw)
         digest = hashlib.sha256(raw).hexdigest()[:16]
-        garbage = self.weather.rate_garbage and _share("garbage", digest) < self.weather.rate_garbage
+        garbage = self.weather.rate_garbage and share("garbage", digest) < self.weather.rate_garbage
         text = GARBAGE if garbage else reply(body, hopeless=self.weather.hopeless)
-        return digest, _completion(body, digest, text)
+        return digest, completion(body, digest, text)
 
     def _refused(self, status: int) -> web.Response:
         answer = _json(status, _error(f"the stub was told to answer {status}"))

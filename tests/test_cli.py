@@ -164,6 +164,30 @@ def test_an_optimization_is_listed_and_shown_with_what_changed_in_its_prompts(st
     assert json.loads(ratchet("show", only["id"], "--diff", "--json").stdout)["diff"]["self"]["after"].count(MAGIC) == 1
 
 
+def test_the_trade_offs_of_an_optimization_are_shown(stub: StubServer, data: str, tmp_path: Path) -> None:
+    options = ("--algorithm", "genetic", "--objective", "quality:1,cost:0.1,latency:0.1", "--price", "1,2")
+    optimize(stub, data, *options, "--out", tmp_path / "out")
+    (only,) = stored()
+    shown = ratchet("show", only["id"], "--front").stdout
+    front = json.loads(ratchet("show", only["id"], "--front", "--json").stdout)["front"]
+    assert front["objectives"] == ["quality_score", "cost", "latency"]
+    assert f"{len(front['points'])} of {front['validated']} candidates" in shown
+    for name in ("best quality", "cheapest at no loss", "fastest at no loss", "cost per run"):
+        assert name in shown
+    for point in front["points"]:
+        assert point["candidate"] in shown
+    assert len(front["points"]) > 1
+    assert "Trade-offs between the objectives" in (tmp_path / "out" / "report.html").read_text()
+    assert json.loads((tmp_path / "out" / "result.json").read_text())["front"] == front
+
+
+def test_what_was_declined_has_no_trade_offs(stub: StubServer, data: str) -> None:
+    optimize(stub, data, "--max-calls", 30)
+    shown = ratchet("show", stored()[0]["id"], "--front")
+    assert shown.exit_code == 0
+    assert "there is no front" in shown.stderr
+
+
 def test_an_optimization_that_has_ended_is_published_again_without_a_call(
     stub: StubServer, data: str, tmp_path: Path
 ) -> None:

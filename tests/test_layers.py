@@ -10,7 +10,19 @@ from pathlib import Path
 import pytest
 
 SOURCE = Path(__file__).parents[1] / "src" / "ratchet"
-HEAVY = {"dspy", "fastapi", "sqlalchemy", "mlflow", "optuna", "xllamacpp", "pyarrow", "scipy", "dbos", "uvicorn"}
+HEAVY = {
+    "dspy",
+    "fastapi",
+    "sqlalchemy",
+    "mlflow",
+    "optuna",
+    "xllamacpp",
+    "pyarrow",
+    "scipy",
+    "dbos",
+    "uvicorn",
+    "torch",
+}
 
 
 def loaded_by(statement: str) -> set[str]:
@@ -40,6 +52,7 @@ ROOMS = {
     "algorithms": {"core", "algorithms"},
     "programs": {"core", "programs", "algorithms"},
     "engine": {"core", "engine", "programs"},
+    "analytics": {"core", "engine", "analytics"},
     "storage": {"core", "engine", "programs", "storage"},
     "service": {"core", "storage", "service", "desk", "settings", "bootstrap"},
 }

@@ -16,17 +16,35 @@ from ratchet.core import errors
 
 if TYPE_CHECKING:
     from ratchet.client import AsyncClient, Client
+    from ratchet.contest import Contest
     from ratchet.core.result import OptimizationResult
-    from ratchet.library import Outcome, optimize
+    from ratchet.family import optimize_family
+    from ratchet.library import Outcome, compare, optimize
+    from ratchet.programs.targets import load_program
 
-__all__ = ["AsyncClient", "Client", "OptimizationResult", "Outcome", "errors", "optimize"]
+__all__ = [
+    "AsyncClient",
+    "Client",
+    "Contest",
+    "OptimizationResult",
+    "Outcome",
+    "compare",
+    "errors",
+    "load_program",
+    "optimize",
+    "optimize_family",
+]
 
 _ROOMS = {
     "AsyncClient": "ratchet.client",
     "Client": "ratchet.client",
+    "Contest": "ratchet.contest",
     "OptimizationResult": "ratchet.core.result",
     "Outcome": "ratchet.library",
+    "compare": "ratchet.library",
+    "load_program": "ratchet.programs.targets",
     "optimize": "ratchet.library",
+    "optimize_family": "ratchet.family",
 }
 
 

@@ -126,7 +126,7 @@ def _check_state(program: Mapping[str, Any]) -> None:
 
 
 def check_options(options: Options, settings: Settings) -> None:
-    """Refuse a metric or an LM that reaches further than it may.
+    """Refuse a metric, an algorithm or an LM that reaches further than it may.
 
     Raises:
         UserError: it does.
@@ -140,6 +140,15 @@ def check_options(options: Options, settings: Settings) -> None:
         )
     if name not in PLAIN_METRICS and ("." in name or ":" in options.metric):
         check_import(options.metric, settings, field="metric")
+    for algorithm in options.algorithms:
+        if algorithm.startswith(("http://", "https://")):
+            raise Denied(
+                f"algorithm {algorithm!r} is an address; an operator can name it: ratchet algorithms add NAME URL",
+                field="algorithms",
+                value=algorithm,
+            )
+        if ":" in algorithm:
+            check_import(algorithm, settings, field="algorithms")
     for field in ("lm", "reflection_lm", "judge_lm"):
         for lm in (getattr(options, field) or "").split(","):
             if lm.strip().startswith("local:"):

@@ -8,13 +8,19 @@ import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import dspy
 from dspy.utils.exceptions import LMInvalidRequestError
 
+from ratchet import catalogue, learned
 from ratchet.algorithms import NATIVE
+from ratchet.algorithms.portfolio import portfolio
+from ratchet.algorithms.surrogate import Embedder, device_for, require_torch, surrogate
+from ratchet.analytics.knowledge import DEFAULT_TENANT, LessonStore, Start
+from ratchet.core.algorithm import Search
 from ratchet.core.errors import BadRequest, Cancelled, RatchetError, StorageUnavailable, UnknownName
 from ratchet.core.problem import Candidate, Example, Problem
 from ratchet.core.request import Constraints, Objective, OptimizationRequest, Target
@@ -23,17 +29,20 @@ from ratchet.engine.archive import Event, Notebook, Optimization
 from ratchet.engine.optimize import Algorithms, Job, Optimizer, with_spend
 from ratchet.programs import targets, telemetry
 from ratchet.programs.datasets import Row, Splits, assemble, dataset_hash, read_rows, to_examples
-from ratchet.programs.dspy_program import DspyProgram, input_names, output_names, state_of
+from ratchet.programs.dspy_program import DspyProgram, input_names, output_names
 from ratchet.programs.gateway import PACES, Gateway
 from ratchet.programs.gateway_lm import GatewayLM
+from ratchet.programs.identity import agent_identity, program_identity
 from ratchet.programs.journal import Role
 from ratchet.programs.ledger import Halt, Limits
 from ratchet.programs.line import Line, Price
 from ratchet.programs.lm import NamedLM, resolve_lm
 from ratchet.programs.loop import run
 from ratchet.programs.metrics import resolve_metric, user_metric
+from ratchet.programs.remote import RemoteAgent
 from ratchet.programs.teleprompter import TELEPROMPTERS, compile_with
 from ratchet.settings import Settings, quiet_libraries
+from ratchet.storage.lessons import SqlLessons
 from ratchet.storage.memory import MemoryNotebook
 from ratchet.storage.sql import SqlArchive
 
@@ -41,8 +50,8 @@ if TYPE_CHECKING:
     from ratchet.desk import Desk
     from ratchet.workflows import Worker
 
-AUTO = ("miprov2", "gepa")
-"""What ``auto`` stands for until it can choose by what was measured."""
+AUTO = ("portfolio",)
+"""What ``auto`` stands for."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,7 +69,14 @@ class Options:
         requests_per_minute, tokens_per_minute: What the provider grants; None for no limit.
         share_replies: Whether replies that are meant to be repeatable (temperature 0, or a seed) are shared between
             optimizations.
+        minimise: Whether what is of no use in the chosen prompts is left out at the end.
+        max_prompt_tokens: The longest prompt there may be; None for any.
+        warm_start: Whether ``portfolio`` begins with what helped on tasks like this one.
+        lessons_may_quote: Whether the lesson that is kept of it may hold text of examples, so that demos are kept too.
+        tenant: Whose lessons it learns from, and to whom its own belongs.
+        learn_from: Ids of optimizations whose lessons are tried, however unlike their tasks are.
         fields: Input field of the program -> column of the file.
+        tune_tools: Whether the descriptions of tools and of their arguments are tuned too.
     """
 
     target: str
@@ -93,7 +109,14 @@ class Options:
     tokens_per_minute: float | None = None
     share_replies: bool = True
     force: bool = False
+    minimise: bool = True
+    max_prompt_tokens: int | None = None
+    warm_start: bool = True
+    lessons_may_quote: bool = False
+    tenant: str = DEFAULT_TENANT
+    learn_from: tuple[str, ...] = ()
     fields: tuple[tuple[str, str], ...] = ()
+    tune_tools: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """The options as JSON data."""
@@ -106,6 +129,7 @@ class Options:
         for name in ("algorithms", "price"):
             if values.get(name) is not None:
                 values[name] = tuple(values[name])
+        values["learn_from"] = tuple(values.get("learn_from", ()))
         for name in ("objectives", "fields"):
             values[name] = tuple(tuple(pair) for pair in values[name])
         return cls(**values)
@@ -126,6 +150,7 @@ class Given:
     rows: Mapping[str, Sequence[Row]] = field(default_factory=dict)
     lm: dspy.BaseLM | None = None
     reflection_lm: dspy.BaseLM | None = None
+    algorithms: Mapping[str, Search] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -141,10 +166,13 @@ class Prepared:
     reflection: NamedLM | None
     stand_ins: tuple[NamedLM, ...]
     splits: Splits
+    custom: Mapping[str, catalogue.Custom] = field(default_factory=dict)
+    gpu_enabled: bool = True
+    embedder: str = ""
 
 
 def known_algorithms() -> tuple[str, ...]:
-    """The names of all algorithms."""
+    """The names of all built-in algorithms."""
     return tuple(sorted((*NATIVE, *TELEPROMPTERS)))
 
 
@@ -163,6 +191,9 @@ def prepare(options: Options, given: Given, settings: Settings, *, splits: Split
             metrics=settings.metrics, traces=settings.traces, paces=PACES.snapshots
         )
     request = _request(options)
+    if "surrogate" in request.algorithms:
+        require_torch()
+    custom = _custom(request, given, settings)
     target = (
         targets.Target(module=given.program, text=options.target)
         if given.program is not None
@@ -183,16 +214,34 @@ def prepare(options: Options, given: Given, settings: Settings, *, splits: Split
         reflection=reflection,
         stand_ins=tuple(each for each in stand_ins if each is not None),
         splits=splits,
+        custom=custom,
+        gpu_enabled=settings.gpu_enabled,
+        embedder=settings.embedder,
     )
+
+
+def _custom(request: OptimizationRequest, given: Given, settings: Settings) -> dict[str, catalogue.Custom]:
+    """The algorithms asked for that are not built in."""
+    return {
+        name: catalogue.Custom(name=name, source="an object of the caller", search=given.algorithms[name])
+        if name in given.algorithms
+        else catalogue.find(name, settings)
+        for name in request.algorithms
+        if name not in known_algorithms()
+    }
+
+
+def _embedder(name: str) -> Embedder | None:
+    """The function ``package.module:function``; None for Ratchet's own."""
+    module, _, attribute = name.partition(":")
+    found: Embedder | None = targets.load_attribute(module, attribute, what="embedder") if name else None
+    return found
 
 
 def _request(options: Options) -> OptimizationRequest:
     names: list[str] = []
     for name in options.algorithms:
         names += AUTO if name == "auto" else [name]
-    for name in names:
-        if name not in known_algorithms():
-            raise UnknownName(f"there is no algorithm {name!r}; there are auto, {', '.join(known_algorithms())}")
     return OptimizationRequest(
         target=Target(id=options.target),
         objectives=tuple(Objective(metric=name, weight=weight) for name, weight in options.objectives),  # type: ignore[arg-type]
@@ -280,6 +329,8 @@ class Run:
         optimization_id: Its id.
         spent_seconds: Wall time earlier processes spent on it.
         emit: Told of every event.
+        start: What it begins with of what was learned before.
+        lessons: Where its own lesson is kept; None keeps none.
     """
 
     def __init__(
@@ -290,8 +341,12 @@ class Run:
         optimization_id: str,
         spent_seconds: float,
         emit: Callable[[Event], None] = lambda event: None,
+        start: Start | None = None,
+        lessons: LessonStore | None = None,
     ) -> None:
         self.id = optimization_id
+        self.start = start or Start(state="off")
+        self._lessons = lessons
         self.prepared = prepared
         self.notebook = notebook
         self._emit = emit
@@ -328,7 +383,6 @@ class Run:
         for each in prepared.stand_ins:
             assert last is not None
             last.stand_in = last = self._line("reflection", each)
-        self._price_needed()
         task, reflection, judge = prepared.task, prepared.reflection, prepared.judge
         self.reflection = GatewayLM(self.gateway, reflection.lm, self._lines["reflection"]) if reflection else None
         self.judge = GatewayLM(self.gateway, judge.lm, self._lines["judge"]) if judge else self.reflection
@@ -349,7 +403,9 @@ class Run:
             task_lm=task.lm if task else None,
             adapter=_adapter(options.adapter, local=prepared.task is not None and prepared.task.local),
             metric=metric,
+            tune_tools=options.tune_tools,
         )
+        self._price_needed()
         self._concurrency = concurrency
 
     def _line(self, role: Role, named: NamedLM) -> Line:
@@ -367,7 +423,7 @@ class Run:
         """A limit in dollars can only be kept when every price is known."""
         if self.prepared.request.constraints.max_usd is None:
             return
-        waiting = list(self._lines.values())
+        waiting = [*self._lines.values(), *self.program.lines]
         while waiting:
             line = waiting.pop()
             waiting += [line.stand_in] if line.stand_in is not None else []
@@ -430,9 +486,19 @@ class Run:
 
         return search
 
+    def _native(self, name: str) -> Search:
+        if name == "surrogate":
+            gpu_enabled, embedder = self.prepared.gpu_enabled, self.prepared.embedder
+            return partial(surrogate, device=device_for(gpu_enabled=gpu_enabled), embed=_embedder(embedder))
+        return partial(portfolio, advice=self.start.advice) if name == "portfolio" else NATIVE[name]
+
     def job(self) -> Job:
         """What the engine carries out."""
         splits, request = self.prepared.splits, self.prepared.request
+        native = {name: self._native(name) for name in request.algorithms if name in NATIVE}
+        custom = catalogue.searches(
+            self.prepared.custom, identity=self.id, notebook=self.notebook, check=self.gateway.check
+        )
         return Job(
             id=self.id,
             request=request,
@@ -447,12 +513,16 @@ class Run:
             ledger=self.gateway,
             notebook=self.notebook,
             algorithms=Algorithms(
-                native={name: NATIVE[name] for name in request.algorithms if name in NATIVE},
+                native=native | custom,
                 opaque={name: self._opaque(name) for name in request.algorithms if name in TELEPROMPTERS},
+                aside=frozenset(custom),
             ),
             concurrency=self._concurrency,
             emit=self._told,
             notes=splits.notes,
+            lm=self.prepared.task.name if self.prepared.task else "",
+            minimise=self.prepared.options.minimise,
+            max_prompt_tokens=self.prepared.options.max_prompt_tokens,
         )
 
     def spend(self) -> Spend:
@@ -499,9 +569,19 @@ class Run:
         except Exception as error:
             self._stop("failed", f"{type(error).__name__}: {error}")
             raise
+        self._learn(optimizer, result)
         self.notebook.set_status(result.status, result=result.to_json())
         self._bank_seconds()
         return result
+
+    def _learn(self, optimizer: Optimizer, result: OptimizationResult) -> None:
+        """Keep what it taught; that this cannot be kept is no reason to lose the result."""
+        if self._lessons is None or result.status not in ("improved", "no_proven_gain"):
+            return
+        try:
+            self._lessons.keep(learned.lesson(self, optimizer, result))
+        except StorageUnavailable as error:
+            self._emit(Event(kind="note", payload={"message": f"its lesson could not be kept: {error}"}))
 
     def _bank_seconds(self) -> None:
         """Store the wall time spent since it was stored last, so that a killed process has not worked for nothing."""
@@ -551,18 +631,27 @@ def new_run(
     settings: Settings,
     archive: SqlArchive,
     *,
+    identity: str | None = None,
     status: Status = "running",
     emit: Callable[[Event], None] = lambda event: None,
 ) -> Run:
     """A new optimization, stored as ``status`` and ready to be executed.
 
+    Args:
+        identity: Its id; a new one where it is left out.
+        status: How it is stored.
+
     Raises:
         UserError: the request cannot be carried out; nothing was stored then.
     """
     prepared = prepare(options, given, settings)
-    identity = uuid.uuid4().hex[:12]
+    if isinstance(prepared.target.module, RemoteAgent) and prepared.reflection is None:
+        raise BadRequest("the texts of a remote agent are rewritten by an LM; name one with --reflection-lm")
+    identity = identity or uuid.uuid4().hex[:12]
     # Built once before it is stored, so that a request that cannot work leaves nothing behind.
-    Run(prepared, MemoryNotebook(), optimization_id=identity, spent_seconds=0.0)
+    tried = Run(prepared, MemoryNotebook(), optimization_id=identity, spent_seconds=0.0)
+    lessons = SqlLessons(archive)
+    start = learned.start(tried, lessons)
     notebook = archive.start(
         Optimization(
             id=identity,
@@ -572,12 +661,13 @@ def new_run(
                 "options": options.to_json(),
                 "identities": identities(prepared),
                 "kind": "objects" if given.program is not None else "names",
+                "start": start.to_json(),
             },
         )
     )
     splits = prepared.splits
     notebook.keep_examples({"train": splits.train, "validation": splits.validation, "test": splits.test})
-    return Run(prepared, notebook, optimization_id=identity, spent_seconds=0.0, emit=emit)
+    return Run(prepared, notebook, optimization_id=identity, spent_seconds=0.0, emit=emit, start=start, lessons=lessons)
 
 
 def resumed_run(
@@ -595,8 +685,9 @@ def resumed_run(
         BadRequest: the program, the model or the data is no longer what it was.
     """
     stored = archive.find(optimization_id)
-    if stored.request.get("kind") == "evaluation":
-        raise BadRequest(f"{stored.id} is an evaluation, not an optimization; run `ratchet evaluate` again")
+    for kind, command in (("evaluation", "evaluate"), ("comparison", "compare")):
+        if stored.request.get("kind") == kind:
+            raise BadRequest(f"{stored.id} holds no optimization, but one {kind}; run `ratchet {command}` again")
     if stored.request.get("kind") == "objects" and given.program is None:
         raise BadRequest(f"{stored.id} was begun from Python, with objects that no name here stands for")
     notebook = archive.open(stored.id)
@@ -611,19 +702,30 @@ def resumed_run(
                 f"{stored.id} cannot go on: its {name} was {before.get(name)} and is now {value}; "
                 "bring it back, or start a new optimization"
             )
-    return Run(prepared, notebook, optimization_id=stored.id, spent_seconds=stored.seconds, emit=emit)
+    return Run(
+        prepared,
+        notebook,
+        optimization_id=stored.id,
+        spent_seconds=stored.seconds,
+        emit=emit,
+        start=Start.from_json(stored.request.get("start")),
+        lessons=SqlLessons(archive),
+    )
 
 
 def identities(prepared: Prepared) -> dict[str, Any]:
     """Hashes and versions of all that a result depends on."""
+    custom = {name: each.identity for name, each in prepared.custom.items()}
     return {
-        "program": Candidate(predictors=state_of(prepared.target.module)).key,
+        "program": program_identity(prepared.target.module, tune_tools=prepared.options.tune_tools),
         "data": dataset_hash(prepared.splits),
-        "task_lm": prepared.task.identity if prepared.task else None,
+        "task_lm": prepared.task.identity if prepared.task else agent_identity(prepared.target.module),
         "reflection_lm": prepared.reflection.identity if prepared.reflection else None,
         "judge_lm": prepared.judge.identity if prepared.judge else None,
         "metric": prepared.metric if isinstance(prepared.metric, str) else user_metric(prepared.metric).name,
         "versions": {name: importlib.metadata.version(name) for name in ("dspy-ratchet", "dspy", "gepa", "optuna")},
+        **({"algorithms": custom} if custom else {}),
+        **({"embedder": prepared.embedder} if "surrogate" in prepared.request.algorithms else {}),
     }
 
 

@@ -134,7 +134,7 @@ class Desk:
         if known:
             return self.jobs.find(actor.tenant, known)
         name, spec = ("inline", target) if isinstance(target, Mapping) else self._target(actor, target)
-        asked = replace(options, **check_target(spec, self.settings))
+        asked = replace(options, tenant=actor.tenant, **check_target(spec, self.settings))
         check_options(asked, self.settings)
         if not data:
             raise BadRequest("no data was given; give data, or train, validation and test", field="data")

@@ -1,17 +1,21 @@
-"""``ratchet.optimize``: the command, as a call."""
+"""``ratchet.optimize`` and ``ratchet.compare``: the commands, as calls."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import dspy
 
-from ratchet.bootstrap import Given, Options, examples_for, new_run, open_archive
+from ratchet.bootstrap import Given, Options, Run, examples_for, new_run, open_archive
 from ratchet.carry_out import carry_out
+from ratchet.catalogue import a_search
+from ratchet.contest import Contest, contest
+from ratchet.core.algorithm import Search
 from ratchet.core.errors import BadData, BadRequest
 from ratchet.core.problem import Example
 from ratchet.core.result import OptimizationResult
@@ -51,7 +55,7 @@ def optimize(
     metric: str | Callable[..., Any],
     lm: str | dspy.BaseLM | None = None,
     reflection_lm: str | dspy.BaseLM | None = None,
-    algorithm: str = "auto",
+    algorithm: str | Search = "auto",
     max_calls: int | None = None,
     max_usd: float | None = None,
     max_minutes: float = 120.0,
@@ -73,7 +77,8 @@ def optimize(
         metric: A name such as ``exact_match``, or a function in DSPy's metric signature; higher is better.
         lm: Task LM, an object or a name; by default ``dspy.settings.lm``.
         reflection_lm: Writes prompts; by default the task LM.
-        algorithm: ``auto``, or names with commas between them.
+        algorithm: ``auto``, names with commas between them (of ``ratchet algorithms``, of a file's function or a URL),
+            or a function of your own.
         max_calls: LM calls in all, never passed.
         max_usd: Dollars in all, never passed.
         max_minutes: Wall time in all.
@@ -89,37 +94,22 @@ def optimize(
         UserError: something given cannot be used.
         RatchetError: the optimization failed, or was stopped.
     """
-    if not isinstance(program, dspy.Module):
-        raise BadRequest(f"the program is of type {type(program).__name__}; give a dspy.Module")
     folder = None if out is None else Path(out)
     if folder is not None:
         check_folder(folder)
-    given = Given(
-        program=program,
-        metric=metric if callable(metric) else None,
-        splits=assemble(
-            data=_examples(data, program, metric, "data"),
-            train=_examples(train, program, metric, "train"),
-            validation=_examples(validation, program, metric, "validation"),
-            test=_examples(test, program, metric, "test"),
-            seed=seed,
-        ),
-        lm=None if isinstance(lm, str) else lm,
-        reflection_lm=None if isinstance(reflection_lm, str) else reflection_lm,
-    )
-    asked = _options(
-        {
-            "target": f"{type(program).__module__}:{type(program).__qualname__}",
-            "metric": "" if callable(metric) else metric,
-            "algorithms": tuple(name.strip() for name in algorithm.split(",")),
-            "lm": lm if isinstance(lm, str) else None,
-            "reflection_lm": reflection_lm if isinstance(reflection_lm, str) else None,
-            "max_calls": max_calls,
-            "max_usd": max_usd,
-            "max_minutes": max_minutes,
-            "seed": seed,
-            **options,
-        }
+    algorithms = [algorithm] if callable(algorithm) else [name.strip() for name in algorithm.split(",")]
+    given, asked = _task(
+        program,
+        {"data": data, "train": train, "validation": validation, "test": test},
+        metric=metric,
+        lm=lm,
+        reflection_lm=reflection_lm,
+        algorithms=algorithms,
+        seed=seed,
+        max_calls=max_calls,
+        max_usd=max_usd,
+        max_minutes=max_minutes,
+        **options,
     )
     settings = Settings()
     archive = open_archive(settings)
@@ -134,6 +124,125 @@ def optimize(
         return Outcome(**parts, program=final_program(run, result), files=files)
     finally:
         archive.close()
+
+
+def compare(
+    program: dspy.Module,
+    data: Data | None = None,
+    *,
+    algorithms: Sequence[str | Search],
+    metric: str | Callable[..., Any],
+    lm: str | dspy.BaseLM | None = None,
+    reflection_lm: str | dspy.BaseLM | None = None,
+    max_calls: int | None = None,
+    max_usd: float | None = None,
+    max_minutes: float = 120.0,
+    train: Data | None = None,
+    validation: Data | None = None,
+    test: Data | None = None,
+    seed: int = 0,
+    on_event: Callable[[str, Event], None] | None = None,
+    **options: Any,
+) -> Contest:
+    """Algorithms side by side on one task: each its own optimization, then one sealed test for all.
+
+    Called again with the same arguments it goes on where it stopped.
+
+    Args:
+        algorithms: What ``optimize`` takes as ``algorithm``, one per contender.
+        max_calls, max_usd, max_minutes: The budget of each.
+        on_event: Told of what happens, with the contender's name, from any thread.
+
+    All other arguments are those of ``optimize``.
+
+    Raises:
+        UserError: something given cannot be used.
+        RatchetError: the world failed, it was stopped, or no algorithm came to a result.
+    """
+    given, asked = _task(
+        program,
+        {"data": data, "train": train, "validation": validation, "test": test},
+        metric=metric,
+        lm=lm,
+        reflection_lm=reflection_lm,
+        algorithms=algorithms,
+        seed=seed,
+        max_calls=max_calls,
+        max_usd=max_usd,
+        max_minutes=max_minutes,
+        **options,
+    )
+    settings = Settings()
+    archive = open_archive(settings)
+
+    def carry(name: str, run: Run) -> OptimizationResult:
+        if on_event is not None:
+            run.listen(partial(on_event, name))
+        try:
+            return carry_out(run, None, settings=settings, warn=warnings.warn, rebuildable=False)[0]
+        except KeyboardInterrupt:
+            run.cancel()  # in a notebook the work goes on in a thread of its own
+            raise
+
+    try:
+        return contest(asked, asked.algorithms, given, settings, archive, carry=carry)
+    finally:
+        archive.close()
+
+
+def _task(
+    program: dspy.Module,
+    data: Mapping[str, Data | None],
+    *,
+    metric: str | Callable[..., Any],
+    lm: str | dspy.BaseLM | None,
+    reflection_lm: str | dspy.BaseLM | None,
+    algorithms: Sequence[str | Search],
+    seed: int,
+    **options: Any,
+) -> tuple[Given, Options]:
+    """What the engine takes, from what a caller gave.
+
+    Raises:
+        UserError: something given cannot be used.
+    """
+    if not isinstance(program, dspy.Module):
+        raise BadRequest(f"the program is of type {type(program).__name__}; give a dspy.Module")
+    searches = {_name(each): a_search(each, _name(each)) for each in algorithms if not isinstance(each, str)}
+    given = Given(
+        program=program,
+        metric=metric if callable(metric) else None,
+        splits=assemble(
+            data=_examples(data["data"], program, metric, "data"),
+            train=_examples(data["train"], program, metric, "train"),
+            validation=_examples(data["validation"], program, metric, "validation"),
+            test=_examples(data["test"], program, metric, "test"),
+            seed=seed,
+        ),
+        lm=None if isinstance(lm, str) else lm,
+        reflection_lm=None if isinstance(reflection_lm, str) else reflection_lm,
+        algorithms=searches,
+    )
+    asked = _options(
+        {
+            "target": f"{type(program).__module__}:{type(program).__qualname__}",
+            "metric": "" if callable(metric) else metric,
+            "algorithms": tuple(each if isinstance(each, str) else _name(each) for each in algorithms),
+            "lm": lm if isinstance(lm, str) else None,
+            "reflection_lm": reflection_lm if isinstance(reflection_lm, str) else None,
+            "seed": seed,
+            **options,
+        }
+    )
+    return given, asked
+
+
+def _name(search: Any) -> str:
+    """What a function is called in results."""
+    of_class = type(search)
+    return (
+        f"{getattr(search, '__module__', of_class.__module__)}:{getattr(search, '__qualname__', of_class.__qualname__)}"
+    )
 
 
 def _options(values: Mapping[str, Any]) -> Options:

@@ -362,6 +362,7 @@ def _report(run: Run, result: OptimizationResult, *, certified: bool) -> report.
             for step in details.lineage
         ),
         certificate=CERTIFICATE if certified else None,
+        front=result.front if result.front.points else None,
         notes=details.notes,
     )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from pydantic import AliasChoices, Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 
@@ -16,6 +17,12 @@ class Settings(BaseSettings):
         models: Where local models are kept.
         database_url: A SQLAlchemy URL; by default a SQLite file in ``home``.
         mlflow: Whether optimizations are tracked in MLflow.
+        algorithm_hosts: Hosts whose algorithms may be asked, ``name`` or ``name:port``, with commas between them.
+        algorithm_secret: Signs what is said to an algorithm given by its URL.
+        algorithm_seconds: Patience with one turn of such an algorithm.
+        gpu_enabled: Whether ``surrogate`` may fit its model on a GPU, where there is one.
+        embedder: The function by which ``surrogate`` turns texts into vectors, ``package.module:function``; without one
+            it counts hashed words.
         metrics, traces: See ``ratchet.programs.telemetry.observer_from``.
         worker_concurrency: Optimizations that one worker works on at once.
         tenant_concurrency: Optimizations of one tenant under way at once, over all workers.
@@ -29,12 +36,17 @@ class Settings(BaseSettings):
         oidc_role_claim, oidc_tenant_claim: The claims that say what the bearer may do, and whose things they see.
     """
 
-    model_config = SettingsConfigDict(env_prefix="RATCHET_")
+    model_config = SettingsConfigDict(env_prefix="RATCHET_", populate_by_name=True)
 
     home: Path = Path(".ratchet")
     models: Path = Path.home() / ".cache" / "ratchet" / "models"
     database_url: str | None = None
     mlflow: bool = True
+    algorithm_hosts: str = ""
+    algorithm_secret: SecretStr = SecretStr("")
+    algorithm_seconds: float = 60.0
+    gpu_enabled: bool = Field(default=True, validation_alias=AliasChoices("RATCHET_GPU_ENABLED", "GPU_ENABLED"))
+    embedder: str = ""
     metrics: str = ""
     traces: str = ""
     worker_concurrency: int = 32
@@ -54,6 +66,10 @@ class Settings(BaseSettings):
     def database(self) -> str:
         """The URL of the database."""
         return self.database_url or f"sqlite:///{self.home / 'ratchet.db'}"
+
+    def secret(self, variable: str | None) -> str:
+        """The secret in this environment variable; that of ``RATCHET_ALGORITHM_SECRET`` without one."""
+        return self.algorithm_secret.get_secret_value() if variable is None else os.environ.get(variable, "")
 
     @property
     def mlflow_tracking_uri(self) -> str:

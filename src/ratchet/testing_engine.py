@@ -163,6 +163,7 @@ class House:
         max_calls: The limit.
         n_test: Examples in the sealed test.
         before: The same optimization in an earlier process, whose notebook and replies are taken over.
+        minimise, max_prompt_tokens: See ``ratchet.engine.optimize.Job``.
         request: Whatever else an ``OptimizationRequest`` takes.
     """
 
@@ -178,6 +179,8 @@ class House:
         n_test: int = 60,
         notebook: MemoryNotebook | None = None,
         before: House | None = None,
+        minimise: bool = True,
+        max_prompt_tokens: int | None = None,
         **request: Any,
     ) -> None:
         problem = toy.problem
@@ -212,6 +215,8 @@ class House:
             algorithms=Algorithms(native=dict(native or {}), opaque=dict(opaque or {})),
             concurrency=4,
             emit=self.events.append,
+            minimise=minimise,
+            max_prompt_tokens=max_prompt_tokens,
         )
         self.optimizer = Optimizer(self.job)
 

@@ -74,7 +74,10 @@ class Engine:
         system = request.system or ""
         asked = Asked(
             system=system if isinstance(system, str) else "".join(getattr(part, "text", "") for part in system),
-            turns=tuple((message.role, message.text or "") for message in request.messages),
+            turns=tuple(
+                (message.role, "".join(getattr(part, "text", "") for part in message.parts))
+                for message in request.messages
+            ),
             number=len(self.log),
             request=request,
         )

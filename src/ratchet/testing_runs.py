@@ -92,10 +92,10 @@ def database(folder: Path) -> SqlArchive:
 def begin(
     base: str, folder: Path, *, data: Splits | None = None, metric: Callable[..., Any] | None = None, **options: Any
 ) -> Run:
-    """A new optimization of a one-predictor program; ``options`` are those of ``Options``."""
+    """A new optimization, of a one-predictor program if none is named; ``options`` are those of ``Options``."""
     names = options.pop("algorithm", "gepa")
-    wanted = {"seed": 0, "force": True, "concurrency": 4, **options}
-    asked = Options(target=SIGNATURE, lm="openai/stub", lm_base=base, algorithms=tuple(names.split(",")), **wanted)
+    wanted = {"target": SIGNATURE, "lm": "openai/stub", "seed": 0, "force": True, "concurrency": 4, **options}
+    asked = Options(lm_base=base, algorithms=tuple(names.split(",")), **wanted)
     given = Given(splits=data or splits(), metric=metric)
     return new_run(asked, given, Settings(home=folder, mlflow=False), database(folder))
 

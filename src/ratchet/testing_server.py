@@ -27,12 +27,14 @@ from collections import Counter
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 MAGIC = "modulo"
 BASE, WITH_MAGIC, WITH_DEMO = 0.30, 0.40, 0.25
 LABELS = ("amber", "birch", "coral")
 SIGNATURE = "text -> label: Literal['amber', 'birch', 'coral']"
+
+UNREADABLE = "%% nothing of use %%"
 
 _FIELD = re.compile(r"^\d+\. `(\w+)` \((.*?)\):", re.MULTILINE)
 _CASE = re.compile(r"#(\d+)")
@@ -49,7 +51,7 @@ def rows(n: int, *, first: int = 0) -> list[dict[str, str]]:
     ]
 
 
-def _share(*parts: object) -> float:
+def share(*parts: object) -> float:
     """A number in [0, 1) that looks random and depends on ``parts`` alone."""
     return int(hashlib.sha256(repr(parts).encode()).hexdigest()[:12], 16) / 16**12
 
@@ -70,7 +72,7 @@ def reply(body: dict[str, Any], *, hopeless: bool = False) -> str:
         return f"```\n{_instruction(whole)}\n```"
     fields = dict(_FIELD.findall(rest.partition("All interactions")[0]))
     demos = "\n".join(text for role, text in messages[:-1] if role == "assistant")
-    case = int((_CASE.findall(asked) or [int(100 * _share(asked))])[-1])
+    case = int((_CASE.findall(asked) or [int(100 * share(asked))])[-1])
     values = {name: _value(name, kind, case, system, demos, whole, hopeless) for name, kind in fields.items()}
     if body.get("response_format") or "JSON object" in asked:
         return json.dumps(values)
@@ -81,8 +83,8 @@ def reply(body: dict[str, Any], *, hopeless: bool = False) -> str:
 
 
 def _instruction(prompt: str) -> str:
-    number = _share("version", prompt)
-    how = f"take the case number {MAGIC} the number of choices" if _share("good", prompt) < 0.5 else "think of the case"
+    number = share("version", prompt)
+    how = f"take the case number {MAGIC} the number of choices" if share("good", prompt) < 0.5 else "think of the case"
     return f"Look at the input and {how} to choose (version {int(1e6 * number)})."
 
 
@@ -103,10 +105,10 @@ def _value(name: str, kind: str, case: int, system: str, demos: str, whole: str,
     choices = choices or [f"value-{number}" for number in range(5)]
     right = choices[case % len(choices)]
     if hopeless:
-        good = _share(name, whole) < BASE
+        good = share(name, whole) < BASE
     else:
         shown = re.search(rf"(?<!\w){re.escape(str(right))}(?!\w)", demos) is not None
-        good = _share(name, case) < BASE + WITH_MAGIC * (MAGIC in system) + WITH_DEMO * shown
+        good = share(name, case) < BASE + WITH_MAGIC * (MAGIC in system) + WITH_DEMO * shown
     return right if good else choices[(case + 1) % len(choices)]
 
 
@@ -163,7 +165,7 @@ class StubServer:
         """What ``GET /stats`` says."""
         return {"requests": self.requests, "unique": self.unique, "most_at_once": self.most_at_once}
 
-    def start(self) -> StubServer:
+    def start(self) -> Self:
         """Listen."""
         self._server = _Server(("127.0.0.1", self.port), _handler(self))
         self.port = self._server.server_address[1]
@@ -177,7 +179,8 @@ class StubServer:
             self._server.shutdown()
             self._server.server_close()
 
-    __enter__ = start
+    def __enter__(self) -> Self:
+        return self.start()
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.close()
@@ -200,22 +203,24 @@ class StubServer:
             time.sleep(self.latency)
             if self.status != 200:
                 return self.status, _error(f"the stub was told to answer {self.status}")
-            if _share("flaky", number) < self.flaky:
+            if share("flaky", number) < self.flaky:
                 return (429, 500)[number % 2], _error("the stub was told to fail now and then")
-            body = json.loads(raw)
-            unreadable = _share("garbage", digest) < self.garbage
-            text = "%% nothing of use %%" if unreadable else reply(body, hopeless=self.hopeless)
-            return 200, _completion(body, digest, text)
+            return self.answer_to(json.loads(raw), digest, unreadable=share("garbage", digest) < self.garbage)
         finally:
             with self._lock:
                 self.at_once -= 1
+
+    def answer_to(self, body: dict[str, Any], digest: str, *, unreadable: bool) -> tuple[int, dict[str, Any]]:
+        """Status and JSON of a good answer, or of one that nobody can read."""
+        return 200, completion(body, digest, UNREADABLE if unreadable else reply(body, hopeless=self.hopeless))
 
 
 def _error(message: str) -> dict[str, Any]:
     return {"error": {"message": message, "code": None}}
 
 
-def _completion(body: dict[str, Any], digest: str, text: str) -> dict[str, Any]:
+def completion(body: dict[str, Any], digest: str, text: str) -> dict[str, Any]:
+    """``text`` as the answer to a chat request."""
     prompt, answer = len(json.dumps(body.get("messages"))) // 4, len(text) // 4
     return {
         "id": f"stub-{digest}",

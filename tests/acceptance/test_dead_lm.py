@@ -62,8 +62,10 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], 
 @pytest.mark.parametrize("death", DEATHS)
 def test_it_fails_and_names_the_lm(death: str, algorithm: str, outcomes: dict[tuple[str, str], Outcome]) -> None:
     outcome = outcomes[death, algorithm]
-    if death == "dies in the search" and outcome.calls <= 40:
-        pytest.skip("this algorithm was done before the LM died")
+    if death == "dies in the search" and outcome.calls <= 40:  # done before the LM died
+        assert outcome.error is None
+        assert outcome.result is not None
+        return
     assert outcome.status == "failed"
     assert isinstance(outcome.error, LmUnavailable)
     assert "the task LM openai/stub" in str(outcome.error) or "the reflection LM openai/stub" in str(outcome.error)

@@ -9,11 +9,12 @@ import pytest
 
 from ratchet.algorithms.bootstrap import bootstrap
 from ratchet.algorithms.scoreboard import Scoreboard
-from ratchet.core.algorithm import Algorithm, Evaluate, Generate, Together
+from ratchet.core.algorithm import Algorithm, Evaluate, Generate
 from ratchet.core.errors import BudgetSpent
 from ratchet.core.evaluation import Evaluation, Evaluations, Step
 from ratchet.core.problem import Budget, Example, FieldSpec, Problem
 from ratchet.testing import SyntheticProblem
+from ratchet.testing_by_hand import ByHand
 
 
 def test_a_scoreboard_asks_for_no_run_twice() -> None:
@@ -21,14 +22,21 @@ def test_a_scoreboard_asks_for_no_run_twice() -> None:
     board = Scoreboard(toy.problem)
     child = toy.problem.seed.with_instructions("answer", "Use skill-1.", origin="by hand")
     first, second = toy.problem.validation[:4], toy.problem.validation[:6]
-    asking = board.measure([child], first)
-    request = next(asking)
-    assert isinstance(request, Together)
-    assert [len(each.examples) for each in request.requests if isinstance(each, Evaluate)] == [4, 4]
     assert board.cost([child], second) == 12
-    with pytest.raises(StopIteration):
-        asking.send([answer(toy, each) for each in request.requests])
-    assert (board.runs_used, board.cost([child], second)) == (8, 4)
+
+    def measured() -> Algorithm:
+        yield from board.begin(child, first)
+        assert (board.runs_used, board.cost([child], second), board.under_way) == (8, 4, 8)
+        yield from board.begin(child, first)
+        yield from board.finish()
+        return [child]
+
+    asking = ByHand(measured())
+    assert [len(each.examples) for each in asking.asked if isinstance(each, Evaluate)] == [4, 4]
+    asking.answer(lambda part: answer(toy, part))
+    assert asking.finalists == [child]
+    assert (board.runs_used, board.under_way) == (8, 0)
+    assert list(board.scores(child)) == list(first)
 
 
 @pytest.mark.parametrize("predictors", [("answer",), ("plan", "answer")])
@@ -83,8 +91,8 @@ def test_failed_runs_do_not_stop_the_search() -> None:
 def test_outputs_nobody_labelled_are_bootstrapped_from_training_runs_that_succeeded() -> None:
     toy = SyntheticProblem(predictors=("plan", "answer"), n_train=80)
     problem = with_an_unlabelled_plan(toy.problem)
-    search = bootstrap(problem, rng=random.Random(0), sets=4)
-    request = next(search)
+    search = ByHand(bootstrap(problem, rng=random.Random(0), sets=4))
+    (request,) = search.asked
     assert isinstance(request, Evaluate)
     assert len(request.examples) <= 0.2 * problem.budget.runs
     teacher = request.candidate.predictors
@@ -94,9 +102,8 @@ def test_outputs_nobody_labelled_are_bootstrapped_from_training_runs_that_succee
     assert copied.isdisjoint(example.inputs["question"] for example in request.examples)
 
     went_well = request.examples[:3]
-    race = search.send(Evaluations(tuple(planned(example, example in went_well) for example in request.examples)))
-    assert isinstance(race, Together)
-    plans = [each.candidate.predictors["plan"].demos for each in race.requests if isinstance(each, Evaluate)]
+    race = search.answer(lambda _: Evaluations(tuple(planned(each, each in went_well) for each in request.examples)))
+    plans = [each.candidate.predictors["plan"].demos for each in race if isinstance(each, Evaluate)]
     shown = {demo["question"] for demos in plans for demo in demos}
     assert shown == {example.inputs["question"] for example in went_well}
     assert {demo["plan"] for demos in plans for demo in demos} == {"look it up"}

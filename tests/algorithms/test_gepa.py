@@ -6,18 +6,19 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ratchet.algorithms.gepa import LONGEST_INSTRUCTIONS, best_counts, gepa, merge_of, reflection_prompt
-from ratchet.core.algorithm import Algorithm, Evaluate, Generate, Reply, Request, Search, Steps, Together
+from ratchet.algorithms.gepa import LONGEST_INSTRUCTIONS, best_counts, gepa, merge_of, quotes, reflection_prompt
+from ratchet.core.algorithm import Algorithm, Evaluate, Generate, Reply, Request, Search, Start, Together, Wait
 from ratchet.core.errors import BudgetSpent
 from ratchet.core.evaluation import Evaluation, Evaluations, Failure, Step
 from ratchet.core.pareto import dominates
 from ratchet.core.problem import Candidate, Example, FieldSpec, PredictorSpec, PredictorState, Problem
-from ratchet.testing import SyntheticProblem
+from ratchet.testing import SyntheticProblem, VirtualTime
 
 TWO = ("search", "answer")
 
@@ -27,9 +28,19 @@ class Watched:
     """A search that writes down what it asks for, and whether it had to be stopped."""
 
     search: Search
-    runs: int = 0
-    known: dict[str, Candidate] = field(default_factory=dict)
+    asked: list[Evaluate | Generate] = field(default_factory=list)
     stopped: bool = False
+
+    @property
+    def runs(self) -> int:
+        """Program runs asked for."""
+        return sum(len(each.examples) * each.repeats for each in self.asked if isinstance(each, Evaluate))
+
+    @property
+    def known(self) -> dict[str, Candidate]:
+        """The candidates that were run, by key, oldest first."""
+        run = dict.fromkeys(each.candidate for each in self.asked if isinstance(each, Evaluate))
+        return {each.key: each for each in run}
 
     def __call__(self, problem: Problem, *, rng: random.Random) -> Algorithm:
         search = self.search(problem, rng=rng)
@@ -49,11 +60,12 @@ class Watched:
                 self.stopped, thrown = True, spent
 
     def note(self, request: Request) -> None:
-        """Count the runs of ``request`` and remember its candidates."""
+        """Remember what ``request`` asks for."""
         match request:
-            case Evaluate(candidate, examples, repeats):
-                self.runs += len(examples) * repeats
-                self.known.setdefault(candidate.key, candidate)
+            case Evaluate() | Generate():
+                self.asked.append(request)
+            case Start(work):
+                self.note(work)
             case Together(requests):
                 for each in requests:
                     self.note(each)
@@ -84,7 +96,7 @@ def test_two_predictors_are_improved_in_turn(seed: int) -> None:
 def test_candidates_that_changed_different_predictors_are_merged() -> None:
     searches = [Watched(gepa) for _ in range(5)]
     for seed, search in enumerate(searches):
-        SyntheticProblem(seed=seed, predictors=TWO, runs=600).solve(search, seed=seed)
+        SyntheticProblem(seed=seed, predictors=TWO, runs=1000).solve(search, seed=seed)
     merged = [each for search in searches for each in search.known.values() if each.origin == "gepa: merge"]
     assert merged
     assert all(len(each.parents) == 2 for each in merged)
@@ -176,84 +188,88 @@ def test_at_most_three_finalists_come_back_best_first() -> None:
     assert means == sorted(means, reverse=True)
 
 
-# One mutation, driven by hand.
+# One mutation at a time, with texts we chose.
+
+EVERYTHING = " ".join(f"skill-{number}" for number in range(4))
 
 
-def one_at_a_time(synthetic: SyntheticProblem) -> tuple[Steps[Sequence[Candidate]], Generate]:
-    """A search with one proposal per round, as it asks for its first rewrite."""
-    search = gepa(synthetic.problem, rng=random.Random(0), minibatch=3, proposals=1)
-    first = next(search)
-    assert isinstance(first, Evaluate)
-    assert first.examples == synthetic.problem.validation
-    (before,) = requests_of(search.send(run(synthetic, first)))
-    assert isinstance(before, Evaluate)
-    assert len(before.examples) == 3
-    (reflection,) = requests_of(search.send([run(synthetic, before)]))
-    assert isinstance(reflection, Generate)
-    return search, reflection
-
-
-def requests_of(request: Request) -> tuple[Evaluate | Generate, ...]:
-    return request.requests if isinstance(request, Together) else (request,)
-
-
-def run(synthetic: SyntheticProblem, request: Evaluate) -> Evaluations:
-    return Evaluations(tuple(synthetic.run(request.candidate, example) for example in request.examples))
+def after_the_first_text(*texts: str, synthetic: SyntheticProblem | None = None) -> tuple[Generate, list[Any]]:
+    """The first text that a search with one proposal at a time asked for, and what it asked for after it."""
+    synthetic = synthetic or SyntheticProblem()
+    synthetic.texts = texts
+    search = Watched(partial(gepa, minibatch=3, proposals=1))
+    synthetic.solve(search, order=VirtualTime(slots=8))
+    first = next(index for index, each in enumerate(search.asked) if isinstance(each, Generate))
+    text = search.asked[first]
+    assert isinstance(text, Generate)
+    return text, search.asked[first + 1 :]
 
 
 def test_a_rewrite_that_wins_its_minibatch_is_run_on_validation() -> None:
     synthetic = SyntheticProblem()
-    search, reflection = one_at_a_time(synthetic)
+    reflection, following = after_the_first_text(f"```\n{EVERYTHING}\n```", synthetic=synthetic)
     assert "feedback: answer needs skill-" in reflection.prompt
     assert "Answer the question." in reflection.prompt
-    everything = " ".join(f"skill-{number}" for number in range(4))
-    (after,) = requests_of(search.send([(f"```\n{everything}\n```",)]))
-    assert isinstance(after, Evaluate)
-    assert after.candidate.predictors["answer"].instructions == everything
-    assert after.candidate.parents == (synthetic.problem.seed.key,)
-    (validation,) = requests_of(search.send([run(synthetic, after)]))
-    assert validation == Evaluate(after.candidate, synthetic.problem.validation)
+    child = next(each.candidate for each in following if isinstance(each, Evaluate) and each.candidate.parents)
+    assert child.predictors["answer"].instructions == EVERYTHING
+    assert child.parents == (synthetic.problem.seed.key,)
+    minibatch, *_ = runs = [each for each in following if isinstance(each, Evaluate) and each.candidate == child]
+    assert len(minibatch.examples) == 3
+    assert Evaluate(child, synthetic.problem.validation) in runs
 
 
-def test_a_rewrite_that_only_equals_its_parent_is_dropped() -> None:
+def test_a_rewrite_that_only_equals_its_parent_is_run_on_its_minibatch_alone() -> None:
     synthetic = SyntheticProblem()
-    search, _ = one_at_a_time(synthetic)
-    (after,) = requests_of(search.send([("No skill at all.",)]))
-    assert isinstance(after, Evaluate)
-    (following,) = requests_of(search.send([run(synthetic, after)]))
-    assert isinstance(following, Evaluate)
-    assert following.candidate == synthetic.problem.seed
-    assert not set(following.examples) & set(synthetic.problem.validation)
+    _, following = after_the_first_text("No skill at all.", synthetic=synthetic)
+    runs = [each for each in following if isinstance(each, Evaluate) and each.candidate != synthetic.problem.seed]
+    assert runs
+    assert all(len(each.examples) <= 3 for each in runs)
+    assert not any(set(each.examples) & set(synthetic.problem.validation) for each in runs)
 
 
 @pytest.mark.parametrize("useless", ["", "``` \n```", "Answer the question.", "x" * (LONGEST_INSTRUCTIONS + 1)])
 def test_a_useless_rewrite_is_asked_for_once_more_and_never_run(useless: str) -> None:
     synthetic = SyntheticProblem()
-    search, reflection = one_at_a_time(synthetic)
-    assert requests_of(search.send([(useless,)])) == (reflection,)
-    (following,) = requests_of(search.send([(useless,)]))
-    assert isinstance(following, Evaluate)
-    assert following.candidate == synthetic.problem.seed
+    reflection, following = after_the_first_text(useless, synthetic=synthetic)
+    again = next(index for index, each in enumerate(following) if isinstance(each, Generate))
+    assert following[again] == reflection
+    assert following[again + 1] != reflection
+    assert all(each.candidate == synthetic.problem.seed for each in following if isinstance(each, Evaluate))
 
 
-def test_a_rewrite_that_quotes_an_example_gives_way_to_one_that_does_not() -> None:
+def test_a_quotation_is_an_input_repeated_word_for_word() -> None:
     seen = "what is the tallest mountain of all?"
-    example = Example(inputs={"question": seen}, labels={"answer": "Everest"})
-    others = tuple(Example(inputs={"question": seen}, labels={"answer": str(number)}) for number in range(5))
-    problem = replace(SyntheticProblem().problem, train=(example, *others))
-    search = gepa(problem, rng=random.Random(0), proposals=1)
+    example = Example(inputs={"question": seen}, labels={})
+    rows = Evaluations((Evaluation(candidate="", example=example, score=0.0),))
+    assert quotes(f"Say Everest to: {seen}", rows)
+    assert not quotes("Name the mountain.", rows)
 
-    def wrong(request: Request) -> Evaluations:
-        (each,) = requests_of(request)
-        assert isinstance(each, Evaluate)
-        return Evaluations(tuple(Evaluation(candidate="", example=case, score=0.0) for case in each.examples))
 
-    before = search.send(wrong(next(search)))
-    (reflection,) = requests_of(search.send([wrong(before)]))
-    assert requests_of(search.send([(f"Say Everest to: {seen}",)])) == (reflection,)
-    (after,) = requests_of(search.send([("Name the mountain.",)]))
-    assert isinstance(after, Evaluate)
-    assert after.candidate.predictors["answer"].instructions == "Name the mountain."
+def test_of_two_attempts_the_one_that_quotes_nothing_is_run() -> None:
+    seen = "what is the tallest mountain of all?"
+    train = tuple(Example(inputs={"question": seen}, labels={"answer": str(number)}) for number in range(6))
+    texts = iter((f"Say Everest to: {seen}", "Name the mountain."))
+    search = gepa(replace(SyntheticProblem().problem, train=train), rng=random.Random(0), proposals=1)
+    started: list[Any] = []
+    reply: Reply = None
+    while True:
+        request = search.send(reply)
+        if isinstance(request, Start):
+            started.append(request.request)
+            reply = len(started)
+            if isinstance(request.request, Evaluate) and request.request.candidate.parents:
+                break
+        else:
+            assert isinstance(request, Wait)
+            work = started[request.among[0] - 1]
+            done = (next(texts),) if isinstance(work, Generate) else failures(work)
+            reply = request.among[0], done
+    assert started[-1].candidate.predictors["answer"].instructions == "Name the mountain."
+
+
+def failures(work: Evaluate) -> Evaluations:
+    """Nothing was right."""
+    return Evaluations(tuple(Evaluation(candidate="", example=each, score=0.0) for each in work.examples))
 
 
 # What the reflection LM reads.

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import itertools
 import random
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from ratchet.algorithms.miprov2 import SHOWN, TIPS, Space, Tpe, miprov2
-from ratchet.core.algorithm import Algorithm, Evaluate, Generate, Together
+from ratchet.algorithms.miprov2 import SHOWN, TIPS, Space, miprov2, posterior
+from ratchet.core.algorithm import Algorithm, Evaluate, Generate
 from ratchet.core.errors import BudgetSpent
 from ratchet.core.evaluation import Evaluations
 from ratchet.core.problem import Budget, FieldSpec, Problem
 from ratchet.testing import SyntheticProblem
+from ratchet.testing_by_hand import ByHand
 
 
 @pytest.mark.parametrize("predictors", [("answer",), ("plan", "answer")])
@@ -69,82 +73,89 @@ def test_proposals_are_grounded_in_data_program_fields_and_demos_and_only_usable
     toy = SyntheticProblem()
     mood = FieldSpec(name="answer", type="Literal", choices=("calm", "angry"))
     problem = replace(toy.problem, predictors=(replace(toy.problem.predictors[0], outputs=(mood,)),))
-    search = miprov2(problem, rng=random.Random(0))
+    search = ByHand(miprov2(problem, rng=random.Random(0)))
 
-    request = next(search)
-    assert isinstance(request, Together)
-    (summary,) = prompts_of(request)
+    summary = next(each.prompt for each in search.asked if isinstance(each, Generate))
     assert sum(example.inputs["question"] in summary for example in problem.train) == 5
 
-    request = search.send([("Questions about moods.",)])
-    assert isinstance(request, Together)
-    prompts = prompts_of(request)
-    assert len(prompts) == len(set(prompts)) == 6
+    prompts = prompts_of(search.answer(lambda _: ("Questions about moods.",)))
+    assert len(prompts) == len(set(prompts)) >= 2
     for prompt, tip in itertools.product(prompts, ("Questions about moods.", problem.description, "calm, angry")):
         assert tip in prompt
-    assert {tip for tip in TIPS for prompt in prompts if tip in prompt} == set(TIPS)
+    assert {tip for tip in TIPS for prompt in prompts if tip in prompt} == set(TIPS[: len(prompts)])
     shown = [sum(example.inputs["question"] in prompt for example in problem.train) for prompt in prompts]
     assert all(1 <= count <= SHOWN for count in shown)
     assert max(map(len, prompts)) < 1500
 
-    texts = ["", "```\nAnswer the question.\n```", "x" * 4001, "Be right.", "```\nBe right.\n```", "Be quick."]
-    request = search.send([(text,) for text in texts])
+    texts = itertools.cycle(["", "Be right.", "```\nBe right.\n```", "x" * 4001, "Be quick."])
     tried: set[str] = set()
-    for _ in range(3):
-        assert isinstance(request, Together)
-        asked = [each for each in request.requests if isinstance(each, Evaluate)]
-        tried |= {each.candidate.predictors["answer"].instructions for each in asked}
-        request = search.send(
-            [Evaluations(tuple(toy.run(each.candidate, example) for example in each.examples)) for each in asked]
-        )
+    asked = search.answer(lambda _: (next(texts),))
+    while search.finalists is None:
+        tried |= {each.candidate.predictors["answer"].instructions for each in asked if isinstance(each, Evaluate)}
+        asked = search.answer(lambda part: run(toy, part))
     assert tried == {"Answer the question.", "Be right.", "Be quick."}
 
 
-def prompts_of(request: Together) -> list[str]:
-    return [each.prompt for each in request.requests if isinstance(each, Generate)]
+def prompts_of(asked: Sequence[Evaluate | Generate]) -> list[str]:
+    return [each.prompt for each in asked if isinstance(each, Generate)]
 
 
-def test_the_trials_of_one_batch_meet_the_same_examples() -> None:
+def run(toy: SyntheticProblem, part: Evaluate | Generate) -> Evaluations:
+    assert isinstance(part, Evaluate)
+    return Evaluations(tuple(toy.run(part.candidate, example) for example in part.examples))
+
+
+def test_the_first_trials_meet_the_same_examples_beside_the_seed() -> None:
     toy = SyntheticProblem(runs=200, n_validation=40)
-    batches: list[Together] = []
-
-    def watched(problem: Problem, *, rng: random.Random) -> Algorithm:
-        search = miprov2(problem, rng=rng)
-        request = next(search)
-        while True:
-            if isinstance(request, Together) and isinstance(request.requests[0], Evaluate):
-                batches.append(request)
-            try:
-                request = search.send((yield request))
-            except StopIteration as end:
-                return list(end.value)
-
-    toy.solve(watched)
-    first = [each for each in batches[0].requests if isinstance(each, Evaluate)]
-    assert len(first) == 5
+    search = ByHand(miprov2(toy.problem, rng=random.Random(0)))
+    asked = [each for each in search.asked if isinstance(each, Evaluate)]
+    texts = itertools.count()
+    while not [each for each in asked if each.candidate != toy.problem.seed]:
+        more = search.answer(lambda part: run(toy, part) if isinstance(part, Evaluate) else (f"Be {next(texts)}.",))
+        asked += [each for each in more if isinstance(each, Evaluate)]
+    first = [each for each in asked if each.candidate != toy.problem.seed]
+    assert {len(each.examples) for each in first} == {4}
     assert {each.examples for each in first} == {first[0].examples}
-    assert first[0].candidate == toy.problem.seed
+    seen_by_the_seed = {example for each in asked if each.candidate == toy.problem.seed for example in each.examples}
+    assert seen_by_the_seed >= set(first[0].examples)
 
 
 def test_option_zero_of_every_choice_is_the_seed() -> None:
     seed = SyntheticProblem().problem.seed
     space = Space.of(seed, {"answer": ["Answer the question.", "Be right."]}, [{"answer": ({"question": "q"},)}])
-    assert space.candidate(dict.fromkeys(space.sizes, 0)) is seed
-    assert space.candidate(dict.fromkeys(space.sizes, 1)).predictors["answer"].demos == ({"question": "q"},)
-    assert set(space.sizes.values()) == {2}
+    assert space.candidate(space.unchanged) is seed
+    assert space.candidate((1, 1)).predictors["answer"].demos == ({"question": "q"},)
+    assert list(space.sizes.values()) == [2, 2]
 
 
-def test_tpe_learns_which_options_are_good() -> None:
-    sizes = {("instructions", "answer"): 6, ("demos", "answer"): 6}
-    tpe = Tpe(sizes, first=[], seed=0)
-    late: list[int] = []
-    for turn in range(20):
-        for trial in tpe.ask(3):
-            total = sum(trial.chosen.values())
-            tpe.tell(trial, float(total))
-            if turn >= 15:
-                late.append(total)
-    assert sum(late) / len(late) > 7
+def test_the_model_learns_from_each_run_about_the_combinations_it_shares_options_with() -> None:
+    examples = SyntheticProblem().problem.validation[:8]
+    pool: list[tuple[int, ...]] = list(itertools.product(range(3), range(3)))
+    good: dict[tuple[int, ...], float] = {(1, 0): 1.0, (0, 1): 1.0, (0, 0): 0.0, (2, 0): 0.0}
+    known = {each: dict.fromkeys(examples, score) for each, score in good.items()}
+    mean, sd = posterior(pool, known, kinds=["instructions", "demos"])
+    at = {each: mean[place] for place, each in enumerate(pool)}
+    assert max(at, key=lambda each: at[each] if each not in known else -9.0) == (1, 1)
+    assert at[1, 2] > at[2, 2]
+    unknown = [sd[place] for place, each in enumerate(pool) if each not in known]
+    assert min(unknown) > max(sd[place] for place, each in enumerate(pool) if each in known)
+
+
+@given(st.randoms(use_true_random=False))
+def test_the_model_does_not_mind_the_order_of_combinations_and_examples(rng: random.Random) -> None:
+    examples = SyntheticProblem().problem.validation[:6]
+    pool: list[tuple[int, ...]] = list(itertools.product(range(2), range(3)))
+    known = {each: {example: rng.random() for example in rng.sample(examples, 4)} for each in pool[:4]}
+    other = {each: dict(rng.sample(list(known[each].items()), 4)) for each in rng.sample(list(known), 4)}
+    kinds = ["instructions", "demos"]
+    for one, two in zip(posterior(pool, known, kinds=kinds), posterior(pool, other, kinds=kinds), strict=True):
+        assert one == pytest.approx(two)
+
+
+def test_where_nothing_is_known_all_combinations_are_believed_alike() -> None:
+    mean, sd = posterior([(0, 0), (0, 1)], {}, kinds=["instructions", "demos"])
+    assert mean.tolist() == [0.0, 0.0]
+    assert sd.tolist() == [1.0, 1.0]
 
 
 def test_with_nothing_to_choose_from_no_run_is_spent() -> None:

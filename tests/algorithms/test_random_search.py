@@ -8,10 +8,11 @@ from dataclasses import replace
 import pytest
 
 from ratchet.algorithms.random_search import random_search
-from ratchet.core.algorithm import Algorithm, Evaluate, Generate, Together
+from ratchet.core.algorithm import Algorithm, Evaluate, Generate
 from ratchet.core.errors import BudgetSpent
 from ratchet.core.problem import Budget, Problem
 from ratchet.testing import SyntheticProblem
+from ratchet.testing_by_hand import ByHand
 
 
 @pytest.mark.parametrize("predictors", [("answer",), ("plan", "answer")])
@@ -65,14 +66,12 @@ def test_failed_runs_do_not_stop_the_search() -> None:
 
 def test_it_shows_the_reflection_lm_the_instructions_and_uses_only_what_can_be_used() -> None:
     toy = SyntheticProblem()
-    search = random_search(toy.problem, rng=random.Random(0), rewrites=4)
-    request = next(search)
-    assert isinstance(request, Together)
-    prompts = [each.prompt for each in request.requests if isinstance(each, Generate)]
+    search = ByHand(random_search(toy.problem, rng=random.Random(0), rewrites=4))
+    prompts = [each.prompt for each in search.asked if isinstance(each, Generate)]
     assert len(prompts) == 4
     assert all("Answer the question." in prompt and "`question` (str)" in prompt for prompt in prompts)
 
-    race = search.send([("",), ("```\nAnswer the question.\n```",), ("x" * 4001,), ("Be right.",)])
-    assert isinstance(race, Together)
-    used = {each.candidate.predictors["answer"].instructions for each in race.requests if isinstance(each, Evaluate)}
+    texts = iter(("", "```\nAnswer the question.\n```", "x" * 4001, "Be right."))
+    race = search.answer(lambda _: (next(texts),))
+    used = {each.candidate.predictors["answer"].instructions for each in race if isinstance(each, Evaluate)}
     assert used == {"Answer the question.", "Be right."}

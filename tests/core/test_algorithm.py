@@ -71,7 +71,7 @@ class Driver:
 
 
 def text_of(request: Any) -> str:
-    return " ".join(each.prompt for each in request.requests) if isinstance(request, Together) else request.prompt
+    return " ".join(map(text_of, request.requests)) if isinstance(request, Together) else request.prompt
 
 
 def texts(request: Any) -> Any:
@@ -96,11 +96,11 @@ def test_each_part_goes_on_when_its_own_request_is_answered() -> None:
 @given(st.integers(0, 1000), st.lists(st.integers(0, 4), max_size=6))
 def test_results_come_in_the_order_of_the_parts_whatever_is_done_first(seed: int, lengths: list[int]) -> None:
     names = [[f"{part}.{step}" for step in range(length)] for part, length in enumerate(lengths)]
-    for in_turn in (False, True):
+    for slots in (None, 1, 3):
         driver = Driver(random.Random(seed).choice)
 
-        def all_parts(in_turn: bool = in_turn) -> Steps[dict[int, str]]:
-            parts: Parts[str] = Parts(in_turn=in_turn)
+        def all_parts(slots: int | None = slots) -> Steps[dict[int, str]]:
+            parts: Parts[str] = Parts(slots=slots)
             for each in names:
                 yield from parts.begin(asking(*each))
             results = {}
@@ -114,9 +114,9 @@ def test_results_come_in_the_order_of_the_parts_whatever_is_done_first(seed: int
         assert driver.drive(in_parallel([asking(*each) for each in names])) == expected
 
 
-def test_in_turn_the_order_in_which_things_are_done_changes_nothing() -> None:
+def test_with_slots_the_order_in_which_things_are_done_changes_nothing() -> None:
     def search() -> Steps[list[str]]:
-        parts: Parts[str] = Parts(in_turn=True)
+        parts: Parts[str] = Parts(slots=4)
         for name in "abc":
             yield from parts.begin(asking(f"{name}1", f"{name}2"))
         ended = []

@@ -11,7 +11,16 @@ from hypothesis import strategies as st
 
 from ratchet.core.evaluation import Evaluation, Evaluations, Failure, Usage
 from ratchet.core.problem import Candidate, Example, PredictorState
-from ratchet.core.result import Ancestor, Details, OptimizationResult, Performance, Spend, performance
+from ratchet.core.result import (
+    Ancestor,
+    Details,
+    Front,
+    FrontPoint,
+    OptimizationResult,
+    Performance,
+    Spend,
+    performance,
+)
 from ratchet.core.statistics import compare_paired
 
 SEED = Candidate(predictors={"answer": PredictorState(instructions="Answer.", demos=({"q": "ä", "a": None},))})
@@ -57,6 +66,22 @@ DETAILS = st.builds(
     preflight=st.dictionaries(TEXT, st.none() | NUMBER | st.lists(TEXT, max_size=2), max_size=3),
     notes=st.lists(TEXT, max_size=2).map(tuple),
 )
+FRONT = st.builds(
+    Front,
+    objectives=st.lists(st.sampled_from(["quality_score", "cost", "latency"]), max_size=2).map(tuple),
+    points=st.lists(
+        st.builds(
+            FrontPoint,
+            candidate=TEXT,
+            origin=TEXT,
+            performance=PERFORMANCE,
+            trade_offs=st.lists(st.sampled_from(["best", "knee"]), max_size=2).map(tuple),
+        ),
+        max_size=2,
+    ).map(tuple),
+    baseline=st.none() | PERFORMANCE,
+    validated=st.integers(0, 9),
+)
 RESULTS = st.builds(
     OptimizationResult,
     optimization_id=TEXT,
@@ -72,6 +97,7 @@ RESULTS = st.builds(
     baseline=CANDIDATE,
     winner=CANDIDATE,
     optimization_details=DETAILS,
+    front=FRONT,
 )
 
 
@@ -85,6 +111,12 @@ def test_a_result_comes_back_from_json_as_it_was(result: OptimizationResult) -> 
         if before is not None:
             assert after is not None
             assert (after.state(), after.parents, after.origin) == (before.state(), before.parents, before.origin)
+
+
+def test_a_result_of_before_there_were_fronts_is_read() -> None:
+    result = OptimizationResult(optimization_id="x", status="failed")
+    data = {name: value for name, value in result.to_json().items() if name != "front"}
+    assert OptimizationResult.from_json(data) == result
 
 
 def test_the_json_carries_the_fields_of_the_plan() -> None:

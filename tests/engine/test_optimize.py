@@ -17,7 +17,8 @@ from ratchet.core.evaluation import Evaluation, Evaluations, Failure, Usage
 from ratchet.core.problem import Candidate, Problem
 from ratchet.core.request import Objective, OptimizationRequest, Target
 from ratchet.core.result import OptimizationResult
-from ratchet.engine.optimize import edits, utility
+from ratchet.engine.hygiene import edits
+from ratchet.engine.optimize import utility
 from ratchet.testing import SyntheticProblem
 from ratchet.testing_engine import House
 
@@ -73,7 +74,10 @@ def test_a_real_gain_is_proven_on_the_sealed_test() -> None:
     assert result.statistical_significance == comparison.p_value < 0.05
     assert result.improvement_percentage is None  # from nothing no percentage leads anywhere
     assert result.optimization_details.algorithm_used == "teacher"
-    assert result.optimization_details.key_improvements == ("answer: instructions rewritten (20 to 47 characters)",)
+    assert result.optimization_details.key_improvements == (
+        "answer: instructions rewritten (20 to 47 characters); "
+        "it bought +1.000 [+0.773, +1.000] on 30 validation examples",
+    )
     assert [(step.origin, step.validation) for step in result.optimization_details.lineage] == [
         ("seed", 0.0),
         ("taught 6", 1.0),
@@ -352,6 +356,7 @@ def test_algorithms_share_the_budget_and_each_starts_from_the_best_so_far() -> N
             "third": watched("third", teacher(4)),
         },
         max_calls=800,
+        minimise=False,
     )
     result = house.optimized()
     assert [name for name, _ in seen] == ["first", "second", "third"]
@@ -400,7 +405,7 @@ def test_an_algorithm_that_owns_its_loop_is_validated_like_any_other() -> None:
     assert (result.status, result.winner) == ("improved", taught(house.toy.problem, 6))
     assert result.optimization_details.algorithm_used == "dspy.opaque"
     stages = [stage for stage, _ in house.ledger.stages]
-    assert stages[-4:] == ["search 1: dspy.opaque", "search 1: dspy.opaque, validation", "shortlist", "test"]
+    assert stages[-4:] == ["search 1: dspy.opaque, validation", "shortlist", "polish", "test"]
     assert [event.payload["mean"] for event in house.events if event.kind == "best"][:2] == [0.0, 0.9]
 
 
@@ -519,6 +524,10 @@ def test_edits_say_what_changed() -> None:
     seed = toy(predictors=("plan", "answer")).problem.seed
     child = seed.with_instructions("plan", "Plan.", origin="x").with_demos("answer", [{"a": 1}, {"a": 2}], origin="x")
     later = child.with_demos("answer", [{"a": 2}], origin="x")
-    assert edits(seed, seed) == ()
-    assert edits(seed, child) == ("plan: instructions rewritten (20 to 5 characters)", "answer: 2 demos added")
-    assert edits(child, later) == ("answer: 1 demos removed",)
+
+    def said(before: Candidate, after: Candidate) -> tuple[str, ...]:
+        return tuple(edit.said for edit in edits(before, after))
+
+    assert said(seed, seed) == ()
+    assert said(seed, child) == ("plan: instructions rewritten (20 to 5 characters)", "answer: 2 demos added")
+    assert said(child, later) == ("answer: 1 demos removed",)

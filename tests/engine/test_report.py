@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ratchet.core.problem import Candidate, PredictorState
-from ratchet.core.result import Status
+from ratchet.core.result import Front, FrontPoint, Performance, Status
 from ratchet.core.statistics import Comparison, compare_paired
 from ratchet.engine.report import (
     CurvePoint,
@@ -293,3 +293,54 @@ def test_any_numbers_make_a_drawing_inside_its_frame(
         assert -1 <= float(place) <= 721
     for place in re.findall(r' (?:cy|y|y1|y2)="([^"]*)"', page):
         assert -1 <= float(place) <= 251
+
+
+# --- trade-offs -------------------------------------------------------------------------------------------------------
+
+
+def _measured(quality: float, cost: float | None, latency: float) -> Performance:
+    return Performance(
+        success_rate=quality,
+        avg_cost_per_task=cost,
+        avg_latency_ms=latency,
+        quality_score=quality,
+        n=37,
+        split="validation",
+    )
+
+
+def _front(cost: float | None = 0.0021) -> Front:
+    return Front(
+        objectives=("quality_score", "latency") if cost is None else ("quality_score", "cost"),
+        points=(
+            FrontPoint(
+                candidate=_candidate("Answer in one word.").key,
+                origin="genetic: <b>",
+                performance=_measured(0.75, cost, 811.0),
+                trade_offs=("best",),
+            ),
+            FrontPoint(candidate="cccc3333", origin="seed", performance=_measured(0.5, cost and 0.0007, 402.0)),
+        ),
+        baseline=_measured(0.25, cost and 0.0009, 433.0),
+        validated=12,
+    )
+
+
+def test_a_front_is_drawn_and_every_point_has_its_row() -> None:
+    page = render(dataclasses.replace(FULL, after=_candidate("Answer in one word."), front=_front()))
+    section = _section(page, "Trade-offs")
+    for word in ("0.750", "$0.00210", "811 ms", "cccc3333", "$0.000700", "best quality, sealed test", "2 of 12", "37"):
+        assert word in section, word
+    assert "cost per run" in section
+    assert page.count('class="dot"') == render(FULL).count('class="dot"') + 2
+
+
+def test_a_front_without_cost_is_drawn_against_latency() -> None:
+    section = _section(render(dataclasses.replace(FULL, front=_front(cost=None))), "Trade-offs")
+    assert "latency" in section
+    assert section.count("unknown") == 3
+    assert "$" not in section
+
+
+def test_without_a_front_there_is_no_word_of_it() -> None:
+    assert "Trade-offs" not in render(FULL)

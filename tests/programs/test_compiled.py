@@ -86,7 +86,7 @@ class Both:
     @property
     def prompt(self) -> Prompt | None:
         """What was compiled."""
-        found: Prompt | None = self.compiled.__dict__["_ratchet_prompt"][1]
+        found: Prompt | None = self.compiled.__dict__["_ratchet_prompt"].prompt
         return found
 
 
@@ -194,6 +194,16 @@ def test_a_changed_predictor_is_compiled_anew() -> None:
     assert both.requests() == sent
 
 
+def test_a_predictor_that_was_asked_can_be_copied_without_a_word(caplog: pytest.LogCaptureFixture) -> None:
+    both = Both(dspy.Predict("text -> answer"), dspy.ChatAdapter())
+    both.call(both.compiled, {"text": "x"})
+    copy = both.compiled.deepcopy()
+    copy.demos = [dspy.Example(text="a", answer="b")]
+    both.call(copy, {"text": "y"})
+    assert both.compiled.demos == []
+    assert not caplog.records
+
+
 def test_the_rollout_of_a_run_is_part_of_the_key() -> None:
     both = Both(dspy.Predict("text -> answer"), dspy.ChatAdapter())
     for rollout in (None, 1, 2, 1):
@@ -247,7 +257,7 @@ def test_over_http_the_bodies_are_the_same_bytes(stub: StubServer, name: str) ->
 
     with dspy.context(lm=ours, adapter=ADAPTERS[name](), disable_history=True):
         assert asyncio.run(all_of_them()) == plain
-    assert program.predict.__dict__["_ratchet_prompt"][1] is not None
+    assert program.predict.__dict__["_ratchet_prompt"].prompt is not None
     assert stub.log[-4:] == bodies
 
 

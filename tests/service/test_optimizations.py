@@ -51,6 +51,13 @@ def test_the_same_idempotency_key_gives_the_same_optimization(house: House) -> N
     assert len(house.queue.waiting) == 2
 
 
+def test_an_optimization_learns_from_its_own_tenant_only(house: House) -> None:
+    for tenant in ("default", "other"):
+        house.upload(tenant=tenant)
+        job = house.optimize(tenant=tenant).json()["id"]
+        assert house.desk.archive.find(job).request["options"]["tenant"] == tenant
+
+
 @pytest.mark.parametrize(
     ("more", "field", "status"),
     [

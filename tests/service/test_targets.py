@@ -116,12 +116,16 @@ def test_exactly_one_way_to_build_it_is_given(house: House) -> None:
         assert "exactly one" in answer.json()["detail"]
 
 
-def test_a_metric_or_an_lm_that_reaches_further_is_refused(house: House) -> None:
+def test_a_metric_an_algorithm_or_an_lm_that_reaches_further_is_refused(house: House) -> None:
     house.upload()
     for more, field in (
         ({"metric": "os:system"}, "metric"),
         ({"metric": "/etc/x.py:score"}, "metric"),
         ({"metric": "llm_judge:/etc/passwd"}, "metric"),
+        ({"algorithms": ["gepa", "os:system"]}, "algorithms"),
+        ({"algorithms": ["/etc/x.py:climb"]}, "algorithms"),
+        ({"algorithms": ["http://127.0.0.1:9000/"]}, "algorithms"),
+        ({"algorithms": [" https://algorithms.example.com/"]}, "algorithms"),
         ({"lm_base": "http://169.254.169.254/latest"}, "lm_base"),
         ({"lm": "local:/etc/passwd", "lm_base": None}, "lm"),
         ({"reflection_lm": "openai/a, local:/etc/passwd"}, "reflection_lm"),

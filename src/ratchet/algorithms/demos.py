@@ -75,7 +75,9 @@ def labelled_demo(spec: PredictorSpec, example: Example) -> Demo | None:
 def labelled_pool(problem: Problem) -> dict[str, tuple[Fields, ...]]:
     """Every labelled demo the training examples give, per predictor; empty where they give none."""
     return {
-        spec.name: tuple(demo for example in problem.train if (demo := labelled_demo(spec, example)) is not None)
+        spec.name: tuple(
+            demo for example in problem.train if spec.takes_demos and (demo := labelled_demo(spec, example)) is not None
+        )
         for spec in problem.predictors
     }
 
@@ -87,7 +89,7 @@ def labels_are_complete(spec: PredictorSpec, pool: Sequence[Fields]) -> bool:
 
 def traced_pool(problem: Problem, runs: Evaluations, *, rng: random.Random) -> tuple[Mapping[str, Fields], ...]:
     """The demos in the runs that went well; of a predictor that ran several times in a run, one time is drawn."""
-    specs = {spec.name: spec for spec in problem.predictors}
+    specs = {spec.name: spec for spec in problem.predictors if spec.takes_demos}
     found = []
     for run in _worth_showing(problem, runs):
         steps = defaultdict(list)
@@ -205,6 +207,22 @@ def even(examples: Sequence[Example], *, size: int, rng: random.Random) -> list[
     distinct = list(dict.fromkeys(examples))
     classes = class_labels(example.labels for example in distinct)
     return balanced(distinct, lambda example: _among(classes, label_parts(example.labels)), size=size, rng=rng)
+
+
+def even_demos(
+    spec: PredictorSpec, pool: Sequence[Fields], *, size: int, rng: random.Random, already: Sequence[Fields] = ()
+) -> list[Fields]:
+    """Up to ``size`` of ``pool`` in random order, each class as often as any other; those ``already`` there count."""
+    outputs = [_outputs(spec, demo) for demo in (*pool, *already)]
+    classes = class_labels(outputs, closed=[field.name for field in spec.outputs if field.choices])
+    return balanced(
+        pool,
+        lambda demo: _among(classes, label_parts(_outputs(spec, demo))),
+        size=size,
+        rng=rng,
+        weight=lambda demo: len(canonical(demo)),
+        already=already,
+    )
 
 
 def spread(examples: Sequence[Example], *, rng: random.Random) -> tuple[Example, ...]:

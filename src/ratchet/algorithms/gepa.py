@@ -10,16 +10,15 @@ from dataclasses import dataclass, field
 from itertools import combinations
 
 from ratchet.algorithms.instruction import is_code, read_instruction
+from ratchet.algorithms.text import clip, text_prompt
 from ratchet.core.algorithm import Algorithm, Parts, Steps, both, evaluate, generate
 from ratchet.core.errors import BudgetSpent
 from ratchet.core.evaluation import Evaluation, Evaluations, Step
 from ratchet.core.pareto import pareto_front
-from ratchet.core.problem import Candidate, Example, Fields, FieldSpec, Problem, canonical
+from ratchet.core.problem import Candidate, Example, Fields, FieldSpec, Problem
 
 LONGEST_INSTRUCTIONS = 4000
 """Characters; a longer rewrite is a reflection LM that lost its thread."""
-LONGEST_FIELD = 400
-"""Characters of a field shown to the reflection LM."""
 QUOTATION = 20
 """Characters from which an input value that reappears in instructions was copied rather than understood."""
 ROUND = 4
@@ -52,8 +51,9 @@ def gepa(
     Several proposals are under way at once: run the parent on a minibatch and reflect, then run the child on the same
     minibatch. A child that beats its parent may be a parent at once, and the most promising are run on all of
     validation, while others are proposed; else parents are drawn from the front as it is known then. Runs are counted
-    before they are asked for; what was seen once is not asked for again. Replies are taken up in the order they were
-    asked for, so that the result depends on the seed and the replies alone and not on which of them was faster.
+    before they are asked for; what was seen once is not asked for again. Replies are taken up in the order in
+    which equally long runs would be done, so that the result depends on the seed and the replies alone and not on which
+    of them was faster.
 
     Args:
         problem: What to improve.
@@ -83,7 +83,7 @@ def gepa(
         shown=shown,
         temperature=temperature,
     )
-    under_way: Parts[None] = Parts(in_turn=True)
+    under_way: Parts[None] = Parts(slots=problem.slots)
     steps: Steps[None] | None = pool.validate(problem.seed)
     while not pool.solved:
         try:
@@ -108,7 +108,7 @@ def at_once(problem: Problem, minibatch: int) -> int:
 
     >>> from ratchet.testing import SyntheticProblem
     >>> [at_once(SyntheticProblem(runs=2300, slots=slots).problem, 6) for slots in (2, 8, 64)]
-    [1, 2, 10]
+    [1, 2, 11]
     >>> [at_once(SyntheticProblem(runs=runs, slots=64).problem, 6) for runs in (20, 200, 1000)]
     [1, 3, 7]
     """
@@ -284,6 +284,13 @@ class Minibatches:
         return list(drawn)
 
 
+@dataclass(slots=True, eq=False)
+class Promise:
+    """The most runs that a proposal under way may still ask for."""
+
+    runs: int
+
+
 @dataclass(slots=True, kw_only=True)
 class Proposing:
     """Decides what is begun next: children of the pool's candidates, and the validation of those that are promising."""
@@ -299,7 +306,8 @@ class Proposing:
     waiting: list[Offspring] = field(default_factory=list)  # to be validated, the most promising first
     fresh: list[Candidate] = field(default_factory=list)  # to be built on before that, the oldest first
     built_on: Counter[str] = field(default_factory=Counter)  # proposals from those, by key
-    under_way: int = 0  # proposals
+    promises: list[Promise] = field(default_factory=list)  # of the proposals under way
+    barren: int = 0  # proposals in a row that gave no child
     due: float = 0.0  # validations that the proposals so far are worth
     since_merge: int = 0  # proposals begun
     idle: int = 0  # proposals in a row that ended without a run having been asked for
@@ -310,38 +318,49 @@ class Proposing:
     def next_steps(self) -> Steps[None] | None:
         """What is to be begun now, if anything."""
         size, free = self.size(), self.pool.runs.left - self.promised
-        due = self.due >= 1 or not (size or self.under_way)
+        due = self.due >= 1 or not (size or self.promises)
         if self.waiting and due and free >= len(self.pool.problem.validation):
             self.due = max(0.0, self.due - 1)
             return self.pool.validate(self.waiting.pop(0).child)
-        if size and self.under_way < self.proposals and self.idle < IDLE:
+        if size and len(self.promises) < self.most_at_once and self.idle < IDLE:
             return self.propose(size)
         return None
 
     @property
+    def most_at_once(self) -> int:
+        """More proposals side by side the longer none gave a child: there is nothing new that they could wait for."""
+        return self.proposals + min(self.barren, 2 * self.pool.problem.slots // self.minibatch)
+
+    @property
     def promised(self) -> int:
         """The most that the proposals under way may still use."""
-        return self.under_way * (2 * self.minibatch + ATTEMPTS)
+        return sum(each.runs for each in self.promises)
 
     def size(self) -> int:
         """Examples of the next minibatch, so that the child's validation can be paid as well; 0 for no proposal."""
         spare = self.pool.runs.left - self.promised - len(self.pool.problem.validation) - ATTEMPTS
         size = min(self.minibatch, len(set(self.pool.problem.train)))
-        return size if spare >= 2 * size else 0 if self.under_way else max(0, spare // 2)
+        if spare >= 2 * size:
+            return size
+        # A smaller one tells little: it is for budgets that never carried a whole one.
+        return 0 if self.promises or self.tried else max(0, spare // 2)
 
     def propose(self, size: int) -> Steps[None]:
         """One proposal; a child that passes is put where the promising wait."""
         runs = self.pool.runs
-        self.under_way += 1
+        self.promises.append(promise := Promise(2 * size + ATTEMPTS))
         try:
             merged = next(iter(self.desirable_merges()), None) if self.since_merge >= ROUND - 1 else None
             self.since_merge = 0 if merged else self.since_merge + 1
-            offspring = yield from (self.combine(merged, size) if merged else self.mutate(self.parent(), size))
+            offspring = yield from (
+                self.combine(merged, size, promise) if merged else self.mutate(self.parent(), size, promise)
+            )
         finally:
-            self.under_way -= 1
+            self.promises.remove(promise)
         self.idle = 0 if len(runs.asked) > self.asked else self.idle + 1
         self.asked = len(runs.asked)
         self.due += max(1, int(runs.left * ROUND_SHARE) // len(self.pool.problem.validation)) / ROUND
+        self.barren = 0 if offspring else self.barren + 1
         if offspring is not None:
             self.pool.passed[offspring.child.key] = offspring
             self.waiting.append(offspring)
@@ -360,7 +379,7 @@ class Proposing:
         self.built_on[self.fresh[-1].key] += 1
         return self.fresh[-1]
 
-    def mutate(self, parent: Candidate, size: int) -> Steps[Offspring | None]:
+    def mutate(self, parent: Candidate, size: int, promise: Promise) -> Steps[Offspring | None]:
         """A child with one predictor rewritten, if that beats ``parent`` on a minibatch (body of Algorithm 1).
 
         When enough failures of the parent are known, they are reflected on while it is run on the minibatch.
@@ -369,6 +388,7 @@ class Proposing:
         failed = runs.below(parent, self.pool.problem.train, self.pool.perfect)
         told = self.rng.sample(failed, min(len(failed), self.shown))
         batch = self.minibatches.draw(size, focus=told[: size // 2])
+        promise.runs = size + ATTEMPTS
         if len(told) >= ENOUGH:
             reflecting = self.reflect(parent, predictor, runs.known(parent, told))
             before, child = yield from both(runs.evaluate(parent, batch), reflecting)
@@ -379,10 +399,11 @@ class Proposing:
             child = yield from self.reflect(parent, predictor, before)
         if child is None:
             return None
+        promise.runs = 0
         after = yield from runs.evaluate(child, batch)
         return self.passed(child, after, [before], [parent])
 
-    def combine(self, merged: Candidate, size: int) -> Steps[Offspring | None]:
+    def combine(self, merged: Candidate, size: int, promise: Promise) -> Steps[Offspring | None]:
         """``merged``, if it beats both its parents on validation examples on which they differ."""
         pool = self.pool
         parents = [pool.members[key] for key in merged.parents]
@@ -390,6 +411,7 @@ class Proposing:
         contested = [index for index, (a, b) in enumerate(zip(*scores, strict=True)) if a != b]
         batch = [pool.problem.validation[index] for index in self.rng.sample(contested, min(len(contested), size))]
         self.tried.add(merged.key)
+        promise.runs = 0
         after = yield from pool.runs.evaluate(merged, batch)
         return self.passed(merged, after, [pool.runs.known(parent, batch) for parent in parents], parents)
 
@@ -489,6 +511,8 @@ def quotes(text: str, rows: Evaluations) -> bool:
 def reflection_prompt(problem: Problem, parent: Candidate, predictor: str, rows: Evaluations, *, shown: int = 4) -> str:
     """What the reflection LM reads: the predictor, its instructions, and the worst of ``rows`` with their feedback."""
     spec = problem.predictor(predictor)
+    if spec.text:
+        return text_prompt(problem, spec, parent.predictors[predictor].instructions, rows, shown=shown)
     worst = sorted(rows, key=lambda row: row.counted)[:shown]
     runs = "\n\n".join(f"Run {number}\n{_run(row, predictor)}" for number, row in enumerate(worst, start=1))
     purpose = f"The program: {clip(problem.description)}\n" if problem.description else ""
@@ -510,16 +534,6 @@ Write the complete new instructions. State the rules that would have avoided the
 must hold for inputs nobody has seen: name kinds of cases, do not repeat inputs from the runs. Where the answer is one
 of a few, say what each means and how to tell it from the others. Use plain English and no code. Be specific and brief.
 Answer with the new instructions only; begin with "Your task is"."""
-
-
-def clip(value: object) -> str:
-    """``value`` as text of bounded length.
-
-    >>> clip("x" * 1000) == "x" * LONGEST_FIELD + " [...]"
-    True
-    """
-    text = value if isinstance(value, str) else canonical(value)
-    return text if len(text) <= LONGEST_FIELD else f"{text[:LONGEST_FIELD]} [...]"
 
 
 def _fields(specs: Sequence[FieldSpec]) -> str:

@@ -90,15 +90,16 @@ def job_prompt(
         wish: What these instructions should do.
         about: What else is known of the program and its data.
     """
+    needed = f"a better text as {spec.text}" if spec.text else "better written instructions for it"
     parts = (
-        "A language model does the job below and needs better written instructions for it.",
+        f"A language model does the job below and needs {needed}.",
         *about,
-        f"It reads {named(spec.inputs)} and answers with {named(spec.outputs)}.",
-        f"Its instructions now: {now[:1000]}",
+        f"It reads {named(spec.inputs)} and answers with {named(spec.outputs)}." if spec.outputs else "",
+        f"{'The text' if spec.text else 'Its instructions'} now: {now[:1000]}",
         "Right answers look like this:" if examples else "",
         *(shortened(example) for example in examples),
         "Explain the job to the model in plain English. Write no code, and do not repeat these examples.",
         wish,
-        'Begin with "Your task is".',
+        "Answer with the new text only." if spec.text else 'Begin with "Your task is".',
     )
     return "\n".join(part for part in parts if part)

@@ -138,7 +138,7 @@ class Plan:
 
         >>> from ratchet.testing import SyntheticProblem
         >>> Plan.of(SyntheticProblem(n_validation=40).problem, runs=247)
-        Plan(rungs=[4, 8, 16, 40], trials=20, alone=2, sets=10, proposals=5)
+        Plan(rungs=[4, 8, 16, 40], trials=19, alone=2, sets=9, proposals=4)
         """
         n, parts = len(set(problem.validation)), len(problem.predictors)
         most = min(POOL, ((1 + len(TIPS)) * (1 + MAX_SETS)) ** parts - 1)
@@ -223,15 +223,24 @@ class Space:
     demos: Mapping[str, Sequence[Sequence[Fields]]]
     made: dict[Combination, Candidate] = field(default_factory=dict)
     """The candidates asked for so far."""
+    maker: str = "miprov2"
+    """The algorithm that chooses; named in the candidates' origins."""
 
     @classmethod
-    def of(cls, seed: Candidate, instructions: Mapping[str, Sequence[str]], sets: Sequence[DemoSet]) -> Space:
+    def of(
+        cls,
+        seed: Candidate,
+        instructions: Mapping[str, Sequence[str]],
+        sets: Sequence[DemoSet],
+        *,
+        maker: str = "miprov2",
+    ) -> Space:
         """The space of ``instructions`` and the different demos in ``sets``."""
         demos = {}
         for name, state in seed.predictors.items():
             options = [state.demos, *(tuple(demos[name]) for demos in sets if demos.get(name))]
             demos[name] = list({canonical(option): option for option in options}.values())
-        return cls(seed, instructions, demos)
+        return cls(seed, instructions, demos, maker=maker)
 
     @property
     def sizes(self) -> dict[Choice, int]:
@@ -255,7 +264,7 @@ class Space:
             for name, state in self.seed.predictors.items()
         }
         said = ", ".join(f"{what} {index} of {name}" for (what, name), index in options.items() if index)
-        child = self.seed.with_predictors(changed, origin=f"miprov2: {said}")
+        child = self.seed.with_predictors(changed, origin=f"{self.maker}: {said}")
         return self.made.setdefault(chosen, self.seed if child == self.seed else child)
 
     def draw(self, count: int, *, rng: random.Random, but: Sequence[Combination] = ()) -> list[Combination]:
@@ -274,13 +283,16 @@ class Space:
         sizes = list(self.sizes.values())
         if prod(sizes) <= POOL:
             return rng.sample(every := list(product(*map(range, sizes))), len(every))
-        close = [
+        return [*self.neighbours(near), *(tuple(rng.randrange(size) for size in sizes) for _ in range(POOL))]
+
+    def neighbours(self, near: Sequence[Combination]) -> list[Combination]:
+        """The combinations that differ from one of ``near`` in one choice at most."""
+        return [
             (*each[:place], option, *each[place + 1 :])
             for each in near
-            for place, size in enumerate(sizes)
+            for place, size in enumerate(self.sizes.values())
             for option in range(size)
         ]
-        return [*close, *(tuple(rng.randrange(size) for size in sizes) for _ in range(POOL))]
 
     @property
     def unchanged(self) -> Combination:
@@ -381,12 +393,9 @@ def posterior(
     """Posterior mean and standard deviation of each combination's mean score, up to a constant.
 
     The score of combination k on example j is m_k + r_j + noise, and m_k is the sum of a constant, an effect of each of
-    k's options and one of k alone; all are normal. Let N say which scores are known (combinations by examples), sigma^2
-    and tau^2 be the variances of noise and r, C the covariance of m, and S the rows of C that belong to the known ones.
-    With r integrated out:
+    k's options and one of k alone; all are normal. Let C be the covariance of m, S the rows of C that belong to the
+    known ones, and P and h what the scores tell of m (see ``told``). Then
 
-        d = 1 / (sigma^2 / tau^2 + N' 1),   P = (diag(N 1) - N diag(d) N') / sigma^2
-        h = (row sums of the scores - N diag(d) (column sums)) / sigma^2
         mean = S' (I + P C)^-1 h,   covariance = C - S' (I + P C)^-1 P S
 
     Each of the prior's spreads counts by its likelihood, det(I + P C)^-1/2 exp(h' C (I + P C)^-1 h / 2).
@@ -402,22 +411,9 @@ def posterior(
     References:
         Henderson 1975 (best linear unbiased prediction), without the inverse of C.
     """
-    examples = {example: at for at, example in enumerate(dict.fromkeys(e for rows in known.values() for e in rows))}
-    if not examples:
+    if not any(known.values()):
         return np.zeros(len(pool)), np.ones(len(pool))
-    scores = np.full((len(known), len(examples)), np.nan)
-    for row, found in enumerate(known.values()):
-        for example, score in found.items():
-            scores[row, examples[example]] = score
-    there = ~np.isnan(scores)
-    y = np.where(there, scores - np.nanmean(scores), 0.0)
-    n = there.astype(np.float64)
-    variance = max(float((y**2).sum() / n.sum()), 1e-6)
-    tau2, sigma2 = ROW_SHARE * variance, (1 - ROW_SHARE) * variance
-    d = 1 / (sigma2 / tau2 + n.sum(axis=0))
-    p = (np.diag(n.sum(axis=1)) - (n * d) @ n.T) / sigma2
-    h = (y.sum(axis=1) - (n * d) @ y.sum(axis=0)) / sigma2
-
+    p, h, variance = told(list(known.values()))
     options = np.array(pool)
     at = [pool.index(each) for each in known]
     same = options[:, None, :] == options[None, at, :]
@@ -441,3 +437,35 @@ def posterior(
     weights /= weights.sum()
     mean = weights @ means
     return mean, np.sqrt(np.maximum(weights @ (variances + means**2) - mean**2, 0.0))
+
+
+def told(scores: Sequence[Mapping[Example, float]]) -> tuple[Array, Array, float]:
+    """What scores tell of the mean scores m of those who have them: precision P, and h = P times the best estimate.
+
+    The score of k on example j is m_k + r_j + noise. Let N say which scores are known (candidates by examples), and
+    sigma^2 and tau^2 be the variances of noise and of r. With r integrated out the likelihood of m is, up to a factor,
+    exp(h' m - m' P m / 2), where
+
+        d = 1 / (sigma^2 / tau^2 + N' 1),   P = (diag(N 1) - N diag(d) N') / sigma^2
+        h = (row sums of the scores - N diag(d) (column sums)) / sigma^2
+
+    Args:
+        scores: Score per example, of each candidate; there is one at least. Scores are taken from their mean.
+
+    Returns:
+        P, shape (len(scores), len(scores)); h, shape (len(scores),); and the variance of the scores.
+    """
+    examples = {example: at for at, example in enumerate(dict.fromkeys(each for rows in scores for each in rows))}
+    table = np.full((len(scores), len(examples)), np.nan)
+    for row, found in enumerate(scores):
+        for example, score in found.items():
+            table[row, examples[example]] = score
+    there = ~np.isnan(table)
+    y = np.where(there, table - np.nanmean(table), 0.0)
+    n = there.astype(np.float64)
+    variance = max(float((y**2).sum() / n.sum()), 1e-6)
+    tau2, sigma2 = ROW_SHARE * variance, (1 - ROW_SHARE) * variance
+    d = 1 / (sigma2 / tau2 + n.sum(axis=0))
+    p = (np.diag(n.sum(axis=1)) - (n * d) @ n.T) / sigma2
+    h = (y.sum(axis=1) - (n * d) @ y.sum(axis=0)) / sigma2
+    return p, h, variance

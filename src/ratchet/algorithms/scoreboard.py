@@ -264,7 +264,7 @@ def gather(board: Scoreboard, *, rng: random.Random, runs: int, max_demos: int) 
     labelled = labelled_pool(problem)
     complete = [spec for spec in problem.predictors if labels_are_complete(spec, labelled[spec.name])]
     runs = min(runs, board.runs_left, TRACES_PER_DEMO * max_demos)
-    if len(complete) == len(problem.predictors) or runs < 1:
+    if len(complete) == sum(spec.takes_demos for spec in problem.predictors) or runs < 1:
         return Pools(labelled=labelled)
     held = even(problem.train, size=min(max_demos, SHOWN_TO_THE_TEACHER), rng=rng) if complete else []
     shown = {spec.name: tuple(filter(None, (labelled_demo(spec, example) for example in held))) for spec in complete}

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from ratchet.cli import flags, serving
+from ratchet.cli import custom, flags, serving
+from ratchet.cli.begin import begin as _settings
+from ratchet.cli.begin import examples as _examples
 from ratchet.cli.errors import Commands, say
 from ratchet.core.errors import BadRequest
 
@@ -22,15 +24,13 @@ app = typer.Typer(
 )
 models = typer.Typer(no_args_is_help=True, help="Local models: the weights that `--lm local` runs.")
 app.add_typer(models, name="models")
+app.add_typer(custom.algorithms, name="algorithms")
+lessons = typer.Typer(no_args_is_help=True, help="What optimizations taught; the next ones begin with it.")
+app.add_typer(lessons, name="lessons")
 app.command("serve")(serving.serve)
 app.command("worker")(serving.worker)
 app.add_typer(serving.keys, name="keys")
 app.add_typer(serving.audit, name="audit")
-
-
-def _examples(*lines: str) -> str:
-    """An epilog; a blank line keeps each example on its own."""
-    return "[bold]Examples[/]\n\n" + "\n\n".join(f"  {line}" for line in lines)
 
 
 def _version(wanted: bool) -> None:
@@ -58,17 +58,6 @@ def ratchet(
     ctx.obj = debug
 
 
-def _settings(ctx: typer.Context, *, no_mlflow: bool = False) -> Any:
-    from ratchet.cli.noise import quiet
-    from ratchet.settings import Settings, quiet_libraries
-
-    quiet_libraries()
-    if not ctx.obj:
-        quiet()
-    settings = Settings()
-    return settings.model_copy(update={"mlflow": False}) if no_mlflow else settings
-
-
 def _text(path: Path | None) -> str | None:
     return None if path is None else str(path)
 
@@ -79,6 +68,7 @@ def _text(path: Path | None) -> str | None:
         "ratchet optimize app.py:program --train a.csv --validation b.csv --test c.csv --metric app.py:score",
         "ratchet optimize pkg.agent:build --data d.parquet --metric f1 --algorithm gepa,dspy.miprov2 --max-calls 800 "
         "--lm qwen --reflection-lm qwen-large --lm-base http://localhost:8000/v1",
+        "ratchet optimize agent.yaml --data d.jsonl --metric f1 --reflection-lm openai/gpt-4.1-mini --max-calls 300",
     )
 )
 def optimize(
@@ -109,10 +99,17 @@ def optimize(
     tpm: flags.Tpm = None,
     no_shared_replies: flags.NoSharedReplies = False,
     algorithm: flags.AlgorithmFlag = "auto",
+    tune_tools: flags.TuneTools = False,
     min_improvement: flags.MinImprovement = 0.05,
     objective: flags.ObjectiveFlag = "quality:1",
     success_at: flags.SuccessAt = 1.0,
     seed: flags.Seed = 0,
+    no_minimise: flags.NoMinimise = False,
+    max_prompt_tokens: flags.MaxPromptTokens = None,
+    no_warm_start: flags.NoWarmStart = False,
+    learn_from: flags.LearnFrom = "",
+    lessons_may_quote: flags.LessonsMayQuote = False,
+    tenant: flags.Tenant = "default",
     force: flags.Force = False,
     out: Annotated[Path | None, flags.flag("out", "Folder for the files; RATCHET_HOME/runs/ID if left out.")] = None,
     json: flags.Json = False,
@@ -158,9 +155,19 @@ def optimize(
         tokens_per_minute=tpm,
         share_replies=not no_shared_replies,
         force=force,
+        tune_tools=tune_tools,
+        minimise=not no_minimise,
+        max_prompt_tokens=max_prompt_tokens,
+        warm_start=not no_warm_start,
+        learn_from=flags.names(learn_from),
+        lessons_may_quote=lessons_may_quote,
+        tenant=tenant,
         fields=flags.fields(map),
     )
     work.optimize(options, out=out, as_json=json, settings=settings)
+
+
+app.command(epilog=custom.COMPARE_EXAMPLES)(custom.compare)
 
 
 @app.command(
@@ -252,18 +259,19 @@ def list_(
         say(f"nothing is stored in {settings.home} yet; `ratchet demo` makes a start")
 
 
-@app.command(epilog=_examples("ratchet show 3f2a", "ratchet show 3f2a --diff", "ratchet show 3f2a --json"))
+@app.command(epilog=_examples("ratchet show 3f2a", "ratchet show 3f2a --diff", "ratchet show 3f2a --front"))
 def show(
     ctx: typer.Context,
     identity: flags.Identity,
     diff: Annotated[bool, flags.flag("diff", "What changed in the prompts.")] = False,
+    front: Annotated[bool, flags.flag("front", "Trade-offs: quality against cost and latency.")] = False,
     json: flags.Json = False,
 ) -> None:
-    """One optimization: its outcome, or what changed in the prompts."""
+    """One optimization: its outcome, what changed in the prompts, or the trade-offs it found."""
     settings = _settings(ctx)
     from ratchet.cli import read
 
-    read.show(identity, diff=diff, as_json=json, settings=settings)
+    read.show(identity, diff=diff, front=front, as_json=json, settings=settings)
 
 
 @app.command(epilog=_examples("ratchet resume 3f2a", "ratchet resume 3f2a --out better"))
@@ -295,15 +303,6 @@ def verify(
     from ratchet.cli import read
 
     read.verify(certificate, as_json=json, settings=settings)
-
-
-@app.command(epilog=_examples("ratchet algorithms", "ratchet algorithms --json"))
-def algorithms(ctx: typer.Context, json: flags.Json = False) -> None:
-    """The names that --algorithm takes."""
-    _settings(ctx)
-    from ratchet.cli import read
-
-    read.algorithms(as_json=json)
 
 
 @app.command(epilog=_examples("ratchet demo", "ratchet demo --max-calls 300 --algorithm gepa"))
@@ -370,3 +369,45 @@ def models_list(ctx: typer.Context, json: flags.Json = False) -> None:
     from ratchet.cli import read
 
     read.models(as_json=json, settings=settings)
+
+
+@lessons.command("list", epilog=_examples("ratchet lessons list", "ratchet lessons list --tenant acme --json"))
+def lessons_list(
+    ctx: typer.Context,
+    tenant: flags.Tenant = "default",
+    limit: Annotated[int, flags.flag("limit", "At most so many, the newest.", min=1)] = 50,
+    json: flags.Json = False,
+) -> None:
+    """Lessons, the newest first, and what beginning with them was measured to be worth."""
+    settings = _settings(ctx)
+    from ratchet.cli import lessons as read
+
+    read.list_(tenant=tenant, limit=limit, as_json=json, settings=settings)
+
+
+@lessons.command("show", epilog=_examples("ratchet lessons show 3f2a"))
+def lessons_show(
+    ctx: typer.Context, identity: flags.Identity, tenant: flags.Tenant = "default", json: flags.Json = False
+) -> None:
+    """One lesson: the task, what each edit bought, what each algorithm brought, the prompts that are kept."""
+    settings = _settings(ctx)
+    from ratchet.cli import lessons as read
+
+    read.show(identity, tenant=tenant, as_json=json, settings=settings)
+
+
+@lessons.command("forget", epilog=_examples("ratchet lessons forget 3f2a", "ratchet lessons forget --all"))
+def lessons_forget(
+    ctx: typer.Context,
+    identity: Annotated[str | None, typer.Argument(help="An id from `ratchet lessons list`.", metavar="ID")] = None,
+    everything: Annotated[bool, flags.flag("all", "All lessons of the tenant.")] = False,
+    tenant: flags.Tenant = "default",
+    json: flags.Json = False,
+) -> None:
+    """Remove one lesson, or all of a tenant."""
+    if (identity is None) != everything:
+        raise BadRequest("say which lesson to forget, by its id, or --all, one of them")
+    settings = _settings(ctx)
+    from ratchet.cli import lessons as read
+
+    read.forget(identity, tenant=tenant, as_json=json, settings=settings)

@@ -19,7 +19,10 @@ def flag(name: str, help: str, *, short: str | None = None, panel: str | None = 
 
 _DATA, _LM, _BUDGET, _SEARCH = "Data and metric", "Language models", "Budget", "Search and proof"
 
-TARGET = "pkg.module:attribute, file.py:attribute, an inline signature ('text -> label'), or a saved program.json"
+TARGET = (
+    "pkg.module:attribute, file.py:attribute, an inline signature ('text -> label'), a saved program.json, "
+    "or a remote agent's spec (agent.json, agent.yaml)"
+)
 
 Target = Annotated[str, typer.Argument(help=f"What to run: {TARGET}.", metavar="TARGET", show_default=False)]
 Data = Annotated[Path | None, flag("data", "One file of examples (.jsonl .json .csv .tsv .parquet).", panel=_DATA)]
@@ -39,6 +42,10 @@ Map = Annotated[
 ]
 Module = Annotated[str, flag("module", "predict or cot: the module of an inline signature.", panel=_DATA)]
 Instructions = Annotated[str | None, flag("instructions", "Instructions of an inline signature.", panel=_DATA)]
+
+TuneTools = Annotated[
+    bool, flag("tune-tools", "Tune what an agent's tools say of themselves and of their arguments too.", panel=_SEARCH)
+]
 
 Lm = Annotated[
     str | None, flag("lm", "local, local:/path.gguf, or any model DSPy knows (openai/gpt-4.1-mini).", panel=_LM)
@@ -80,6 +87,23 @@ ObjectiveFlag = Annotated[
 ]
 SuccessAt = Annotated[float, flag("success-at", "Score from which a run succeeds.", panel=_SEARCH)]
 Seed = Annotated[int, flag("seed", "Same seed, same replies: same result.", panel=_SEARCH)]
+NoMinimise = Annotated[
+    bool, flag("no-minimise", "Keep sentences and demos that are of no use in the chosen prompts.", panel=_SEARCH)
+]
+MaxPromptTokens = Annotated[
+    int | None, flag("max-prompt-tokens", "The longest prompt there may be; demos are dropped.", min=1, panel=_SEARCH)
+]
+NoWarmStart = Annotated[
+    bool, flag("no-warm-start", "Begin with nothing of what earlier optimizations taught.", panel=_SEARCH)
+]
+LearnFrom = Annotated[
+    str,
+    flag("learn-from", "Try what these optimizations taught, however unlike.", metavar="ID[,ID]", panel=_SEARCH),
+]
+LessonsMayQuote = Annotated[
+    bool, flag("lessons-may-quote", "Let the lesson keep text of examples, and so demos.", panel=_SEARCH)
+]
+Tenant = Annotated[str, flag("tenant", "Whose lessons; nobody else sees them.", panel=_SEARCH)]
 Force = Annotated[bool, flag("force", "Go on although the pre-flight advises against it.", panel=_SEARCH)]
 
 Json = Annotated[bool, flag("json", "Only JSON on standard output.")]

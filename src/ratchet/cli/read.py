@@ -10,10 +10,13 @@ from rich.markup import escape
 
 from ratchet.algorithms import NATIVE
 from ratchet.bootstrap import AUTO, Options
+from ratchet.catalogue import listed
 from ratchet.cli import render, work
 from ratchet.cli.errors import say
+from ratchet.cli.front import front_view
+from ratchet.contest import KIND, Contest
 from ratchet.core.errors import UnknownName
-from ratchet.core.result import OptimizationResult
+from ratchet.core.result import Front, OptimizationResult
 from ratchet.engine.archive import Optimization
 from ratchet.programs.lm import LOCAL_MODELS
 from ratchet.programs.teleprompter import TELEPROMPTERS
@@ -22,16 +25,21 @@ from ratchet.publish import verify as check
 from ratchet.settings import Settings
 
 
-def show(identity: str, *, diff: bool, as_json: bool, settings: Settings) -> None:
+def show(identity: str, *, diff: bool, front: bool, as_json: bool, settings: Settings) -> None:
     """One optimization."""
     archive = work.archive_if_there(settings)
     if archive is None:
         raise UnknownName(f"there is no optimization with id {identity!r}: nothing is stored in {settings.home}")
     stored = archive.find(identity)
+    if stored.request.get("kind") == KIND and stored.result is not None and not as_json:
+        render.show(render.contest_view(Contest.from_json(stored.result)))
+        return
     whole = stored.result is not None and "optimization_id" in stored.result
     result = OptimizationResult.from_json(stored.result) if whole and stored.result else None
     changes = prompt_diff(result.baseline, result.winner) if result and result.baseline and result.winner else {}
-    if as_json:
+    if front:
+        _show_front(stored, result, as_json=as_json)
+    elif as_json:
         work.print_json({**asdict(stored), **({"diff": changes} if diff else {})})
     elif diff:
         if not changes:
@@ -44,6 +52,17 @@ def show(identity: str, *, diff: bool, as_json: bool, settings: Settings) -> Non
         render.show(render.result_view(result, sides))
     else:
         render.show(_unfinished(stored))
+
+
+def _show_front(stored: Optimization, result: OptimizationResult | None, *, as_json: bool) -> None:
+    front = Front() if result is None else result.front
+    if as_json:
+        work.print_json({"id": stored.id, "status": stored.status, "front": asdict(front)})
+    elif result is None or not front.points:
+        say(f"{stored.id} ({stored.status}) validated nothing besides the baseline, so there is no front")
+    else:
+        render.show(f"{stored.id}  {escape(stored.request['options']['target'])}")
+        render.show(front_view(front, chosen=result.winner, baseline=result.baseline))
 
 
 def _unfinished(stored: Optimization) -> str:
@@ -75,14 +94,15 @@ def verify(path: Path, *, as_json: bool, settings: Settings) -> None:
     render.show(f"signed by the holder of {verdict.public_key}")
 
 
-def algorithms(*, as_json: bool) -> None:
-    """The catalogue."""
+def algorithms(*, as_json: bool, settings: Settings) -> None:
+    """The catalogue. What packages bring is listed and not imported."""
     found: list[dict[str, Any]] = [{"name": "auto", "kind": "choice", "what": f"{' then '.join(AUTO)}"}]
     for name, search in sorted(NATIVE.items()):
         module = __import__(search.__module__, fromlist=["__doc__"])
         found.append({"name": name, "kind": "native", "what": _first_sentence(module.__doc__)})
     for name in TELEPROMPTERS:
         found.append({"name": name, "kind": "DSPy", "what": "DSPy's own, under Ratchet's budget and sealed test"})
+    found += listed(settings)
     if as_json:
         work.print_json(found)
         return

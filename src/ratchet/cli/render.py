@@ -15,6 +15,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from ratchet.cli.progress import clock
+from ratchet.contest import Contest
 from ratchet.core.result import OptimizationResult, Performance
 from ratchet.core.statistics import Comparison
 from ratchet.engine.archive import Optimization
@@ -32,6 +33,7 @@ VERDICTS = {
     "queued": "[blue]queued[/]",
     "paused": "[yellow]paused[/]",
     "evaluated": "[green]evaluated[/]",
+    "compared": "[green]compared[/]",
 }
 
 Show = Callable[[float], str]
@@ -155,6 +157,42 @@ def side_view(side: Side, *, n: int, title: str) -> Table:
     told = ", ".join(f"{count} {kind}" for kind, count in sorted(failures.items())) or "none"
     table.add_row("failed runs", f"{sum(failures.values())} of {n} ({told})" if failures else told)
     return table
+
+
+def contest_view(contest: Contest) -> Group:
+    """Algorithms side by side."""
+    table = Table(
+        f"sealed test, n = {contest.n}", "quality", "calls", "dollars", "time", "verdict", box=box.SIMPLE_HEAD
+    )
+    for column in table.columns[1:5]:
+        column.justify = "right"
+    for each in contest.contenders:
+        own = each.optimization_id != ""
+        table.add_row(
+            escape(each.name),
+            _measured(each.quality, score, none=NOT_MEASURED),
+            str(each.calls) if own else "",
+            (UNKNOWN if each.usd is None else usd(each.usd)) if own else "",
+            clock(each.seconds) if own else "",
+            VERDICTS.get(each.status, each.status) + (f": {escape(each.reason)}" if each.status == "failed" else ""),
+        )
+    pairs = Table("pair", "difference in quality", "p", "p (Holm)", "verdict", box=box.SIMPLE_HEAD)
+    for column in pairs.columns[1:4]:
+        column.justify = "right"
+    for pair in contest.pairs:
+        names = f"{escape(pair.after)} - {escape(pair.before)}"
+        if pair.comparison is None or pair.p_holm is None:
+            pairs.add_row(names, "", "", "", "the same program")
+            continue
+        better = pair.after if pair.comparison.effect > 0 else pair.before
+        pairs.add_row(
+            names,
+            _change(pair.comparison, score),
+            f"{pair.comparison.p_value:.4g}",
+            f"{pair.p_holm:.4g}",
+            f"[bold]{escape(better)} is better[/]" if pair.p_holm < 0.05 else "no proven difference",
+        )
+    return Group(table, pairs, f"stored as {contest.id}; each optimization: ratchet show ID (--json names them)")
 
 
 def list_view(optimizations: Sequence[Optimization]) -> Table:

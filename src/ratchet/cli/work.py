@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -20,7 +20,7 @@ from ratchet.carry_out import carry_out
 from ratchet.cli import render
 from ratchet.cli.errors import STOPPED, exit_code, say
 from ratchet.cli.progress import Progress
-from ratchet.core.errors import Cancelled, RatchetError
+from ratchet.core.errors import Cancelled, RatchetError, WorldFailure
 from ratchet.core.result import OptimizationResult
 from ratchet.engine.archive import Archive
 from ratchet.engine.certificate import load_or_make_key
@@ -77,7 +77,8 @@ def resume(identity: str, *, out: Path | None, as_json: bool, settings: Settings
     archive = open_archive(settings)
     stored = archive.find(identity)
     options = Options.from_json(stored.request["options"])
-    result = OptimizationResult.from_json(stored.result) if stored.result else None
+    ended = stored.result is not None and "optimization_id" in stored.result
+    result = OptimizationResult.from_json(stored.result) if ended and stored.result else None
     _carry_out(
         lambda listen: bootstrap.resumed_run(stored.id, Given(), settings, archive, emit=listen),
         options,
@@ -161,6 +162,36 @@ def evaluate(
         spend = run.spend()
         usd = "unknown dollars" if spend.usd is None else render.usd(spend.usd)
         say(f"{spend.calls} calls, {usd}; stored as {run.id}" + (f"; rows in {out}" if out else ""))
+
+
+def compare(options: Options, names: Sequence[str], *, as_json: bool, settings: Settings) -> None:
+    """Algorithms side by side, to the end; what an earlier call did is not done again."""
+    from ratchet.contest import contest
+
+    def carry(name: str, run: Run) -> OptimizationResult:
+        progress = Progress(Console(stderr=True), max_calls=options.max_calls, max_seconds=options.max_minutes * 60)
+        with progress:
+            run.listen(progress)
+            spend = run.spend()
+            progress.watch(lambda: run.gateway.calls, lambda: run.spend().usd, spent_seconds=spend.seconds)
+            progress.tell(f"{name}: optimization {run.id}")
+            try:
+                with stopping(run.cancel, lambda: setattr(progress, "stopping", True)):
+                    folder = settings.home / "runs" / run.id
+                    return carry_out(run, folder, settings=settings, warn=progress.tell)[0]
+            except RatchetError as error:
+                progress.tell(f"{name} ended without a result: {error}")
+                raise
+
+    try:
+        ended = contest(options, names, Given(), settings, open_archive(settings), carry=carry)
+    except (Cancelled, WorldFailure):
+        say("nothing is lost; the same command goes on from here")
+        raise
+    if as_json:
+        print_json(ended.to_json())
+    else:
+        render.show(render.contest_view(ended))
 
 
 def archive_if_there(settings: Settings) -> Archive | None:

@@ -20,9 +20,10 @@ Generate(prompt='Write better instructions.', temperature=1.0, n=1)
 
 from __future__ import annotations
 
+import heapq
 import random
 from collections import deque
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol, TypeAlias, TypeVar, cast
 
@@ -88,7 +89,15 @@ class Wait:
     among: tuple[int, ...] = ()
 
 
-Request: TypeAlias = Evaluate | Generate | Together | Start | Wait
+@dataclass(frozen=True, slots=True)
+class Tell:
+    """Say in the result, and to whoever watches, why the search does what it does; free, and the reply is None."""
+
+    text: str
+    data: Mapping[str, Any] = field(default_factory=dict)
+
+
+Request: TypeAlias = Evaluate | Generate | Together | Start | Wait | Tell
 Reply: TypeAlias = Any
 Algorithm: TypeAlias = Generator[Request, Reply, Sequence[Candidate]]
 """Yields requests, receives replies, returns its finalists, best first."""
@@ -153,6 +162,11 @@ def wait(*among: int) -> Steps[tuple[int, Any]]:
     return cast(tuple[int, Any], (yield Wait(among)))
 
 
+def tell(text: str, **data: Any) -> Steps[None]:
+    """Have ``text`` stand among the result's notes; ``data`` says the same to programs."""
+    yield Tell(text, data)
+
+
 @dataclass(slots=True)
 class _Part(Generic[T]):
     """A part under way: the tickets it started and those it waits for, and whether it wants the bare reply."""
@@ -163,6 +177,47 @@ class _Part(Generic[T]):
     bare: bool = True
 
 
+class Timetable:
+    """When things would be done if all runs and texts took the same time.
+
+    Runs begin in the order in which they were asked for, as soon as one of the slots is free; texts need no slot. Time
+    is counted in runs and stands at the end of what was taken up last.
+
+    >>> from ratchet.core.problem import PredictorState
+    >>> seed = Candidate(predictors={"answer": PredictorState(instructions="Answer.")})
+    >>> three = tuple(Example(inputs={"question": number}, labels={}) for number in range(3))
+    >>> table = Timetable(slots=2)
+    >>> table.add(1, Evaluate(seed, three))
+    >>> table.add(2, Generate("Write better instructions."))
+    >>> table.first([1, 2]), table.first([1])
+    ((2,), (1,))
+    """
+
+    def __init__(self, slots: int) -> None:
+        self._free = [0.0] * slots
+        self._done: dict[int, float] = {}
+        self._now = 0.0
+
+    def add(self, ticket: int, work: Evaluate | Generate | Together) -> None:
+        """Note that ``work`` is under way from now on."""
+        done = self._now
+        for part in work.requests if isinstance(work, Together) else (work,):
+            if isinstance(part, Generate):
+                done = max(done, self._now + 1)
+                continue
+            for _ in range(len(part.examples) * part.repeats):
+                end = max(self._now, heapq.heappop(self._free)) + 1
+                heapq.heappush(self._free, end)
+                done = max(done, end)
+        self._done[ticket] = done
+
+    def first(self, among: Sequence[int]) -> tuple[int]:
+        """What is done first of ``among``, as the one to wait for; time goes on to then."""
+        ticket = min(among, key=lambda each: (self._done[each], each))
+        self._now = max(self._now, self._done.pop(ticket))
+        return (ticket,)
+
+
 class Parts(Generic[T]):
     """Parts of an algorithm that are under way side by side; each goes on as soon as its own request is answered.
 
@@ -171,12 +226,13 @@ class Parts(Generic[T]):
     are.
 
     Args:
-        in_turn: Whether replies are taken up in the order in which they were asked for, whichever was done first. What
-            comes of it then does not depend on time; and little is lost by it, since runs are begun in that order.
+        slots: When given, replies are taken up in the order in which they would be done if all runs and texts took
+            equally long and so many could be under way at once. What comes of it then does not depend on time, and
+            little is lost by it. Else whatever is done first is taken up first.
     """
 
-    def __init__(self, *, in_turn: bool = False) -> None:
-        self._in_turn = in_turn
+    def __init__(self, *, slots: int | None = None) -> None:
+        self._timetable = None if slots is None else Timetable(slots)
         self._begun = 0
         self._under_way: dict[int, _Part[T]] = {}
         self._ended: deque[tuple[int, T]] = deque()
@@ -197,7 +253,7 @@ class Parts(Generic[T]):
         while not self._ended:
             tickets = sorted(ticket for part in self._under_way.values() for ticket in part.waits_for)
             try:
-                ticket, reply = yield from wait(*tickets[: 1 if self._in_turn else None])
+                ticket, reply = yield from wait(*(self._timetable.first(tickets) if self._timetable else tickets))
             except BudgetSpent as spent:
                 yield from self._go_on(self._taken(spent.values["ticket"]), spent)
                 continue
@@ -231,13 +287,22 @@ class Parts(Generic[T]):
                     raise BrokenContract("a part waits, and it has nothing under way")
                 return
             try:
+                if isinstance(request, Tell):
+                    reply = yield request
+                    continue
                 if not isinstance(request, Start):
-                    part.waits_for, part.bare = ((yield from start(request)),), True
+                    part.waits_for, part.bare = ((yield from self._start(request)),), True
                     return
-                reply = yield request
+                reply = yield from self._start(request.request)
                 part.started.add(reply)
             except BudgetSpent as spent:
                 reply = spent
+
+    def _start(self, work: Evaluate | Generate | Together) -> Steps[int]:
+        ticket = yield from start(work)
+        if self._timetable is not None:
+            self._timetable.add(ticket, work)
+        return ticket
 
 
 def in_parallel(parts: Sequence[Steps[T]]) -> Steps[list[T]]:

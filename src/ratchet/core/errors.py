@@ -20,6 +20,7 @@ RatchetError
 │   └── StorageUnavailable       the database or the disk refused
 ├── TrailBroken                  the audit trail was changed behind our back
 ├── BrokenContract               an algorithm that asked for what the contract does not allow
+│   └── BrokenProtocol           an algorithm behind a URL that lied, hung or sent what cannot be read
 └── BrokenOptimizer              one of DSPy's optimizers raised
 """
 
@@ -108,6 +109,10 @@ class TrailBroken(RatchetError):
 
 class BrokenContract(RatchetError):
     """An algorithm broke the contract of ``ratchet.core.algorithm``."""
+
+
+class BrokenProtocol(BrokenContract):
+    """An algorithm behind a URL broke its protocol; ``turn`` and ``field`` in the values say where."""
 
 
 class BrokenOptimizer(RatchetError):

@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from ratchet.core.request import Objective
+
 Fields = Mapping[str, Any]
 """Named JSON values, such as the inputs of a program."""
 
@@ -62,11 +64,21 @@ class FieldSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PredictorSpec:
-    """What an algorithm may know of one predictor: its name and its fields, in order."""
+    """What an algorithm may know of one predictor, or of another text of the program that can be tuned like one.
+
+    Attributes:
+        name: Its name in a Candidate.
+        inputs, outputs: Its fields, in order.
+        takes_demos: Whether demos have a place in its prompt.
+        text: What its instructions are where they are no instructions, in words: "the description of the tool
+            `search`". Empty for a predictor.
+    """
 
     name: str
     inputs: tuple[FieldSpec, ...]
     outputs: tuple[FieldSpec, ...]
+    takes_demos: bool = True
+    text: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -172,6 +184,9 @@ class Problem:
         budget: What the search may use.
         success_at: The score from which a run counts as a success.
         slots: Program runs that can be under way at once.
+        objectives: What counts, each with a weight above 0; an algorithm for quality alone may leave the others out.
+        lm: Name of the LM that runs the program; empty when it is not known.
+        noise: Standard deviation of repeated scores of one example; None when it was not measured.
     """
 
     seed: Candidate
@@ -182,6 +197,9 @@ class Problem:
     description: str = ""
     success_at: float = 1.0
     slots: int = 8
+    objectives: tuple[Objective, ...] = (Objective(metric="quality_score"),)
+    lm: str = ""
+    noise: float | None = None
 
     def predictor(self, name: str) -> PredictorSpec:
         """The predictor called ``name``."""

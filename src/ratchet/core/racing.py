@@ -139,7 +139,7 @@ def evidence_of_loss(leads: Sequence[float], *, left: int, ahead: float = 0.0) -
         ValueError: a lead outside [-1, 1].
 
     >>> [round(evidence_of_loss([1.0] * n, left=20), 1) for n in (0, 2, 4, 6)]
-    [1.0, 2.4, 7.8, 33.6]
+    [1.0, 2.7, 9.3, 41.5]
     """
     if not len(leads):
         return 1.0

@@ -86,7 +86,7 @@ class OptimizationRequest:
 
     target: Target
     objectives: tuple[Objective, ...] = (Objective(metric="quality_score"),)
-    algorithms: tuple[str, ...] = ("miprov2", "gepa")
+    algorithms: tuple[str, ...] = ("portfolio",)
     constraints: Constraints = Constraints()
     seed: int = 0
     success_at: float = 1.0
@@ -99,3 +99,8 @@ class OptimizationRequest:
             raise BadRequest("no algorithm was named; leave --algorithm out for the default")
         if not math.isfinite(self.success_at) or self.success_at <= 0:
             raise BadRequest(f"success_at is {self.success_at}; give the score from which a run succeeds, such as 1.0")
+
+    @property
+    def weighted(self) -> tuple[Objective, ...]:
+        """The objectives that count: those with a weight above 0."""
+        return tuple(objective for objective in self.objectives if objective.weight > 0)

@@ -8,10 +8,14 @@ from typing import Any, Literal
 
 from ratchet.core.evaluation import Evaluations
 from ratchet.core.problem import Candidate
+from ratchet.core.request import MetricName
 from ratchet.core.statistics import Comparison
 
 Status = Literal["improved", "no_proven_gain", "declined", "failed", "cancelled", "running", "queued", "paused"]
 """How an optimization stands. Only ``improved`` claims a gain."""
+TradeOff = Literal["best", "knee", "cheapest", "fastest"]
+"""A point of a front worth naming: the best quality; the one that gives up least of everything; and the cheapest and
+the fastest of those whose quality is not below the baseline's."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,6 +109,62 @@ class Details:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class FrontPoint:
+    """A candidate of the front.
+
+    Attributes:
+        candidate: Its key.
+        origin: What made it.
+        performance: What was measured of it on validation.
+        trade_offs: What it is named for, if anything.
+    """
+
+    candidate: str
+    origin: str
+    performance: Performance
+    trade_offs: tuple[TradeOff, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Front:
+    """The candidates that no other one is at least as good as in everything and better in something.
+
+    They were chosen by what was measured here, so it flatters them; only the sealed test proves.
+
+    Attributes:
+        objectives: What they were compared in.
+        points: The best quality first; of equals there is one.
+        baseline: The baseline on the same examples; None when there is no front.
+        validated: Candidates that were run on all of validation.
+    """
+
+    objectives: tuple[MetricName, ...] = ()
+    points: tuple[FrontPoint, ...] = ()
+    baseline: Performance | None = None
+    validated: int = 0
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Front:
+        """The front whose fields ``data`` holds."""
+        points = (
+            FrontPoint(
+                **{
+                    **point,
+                    "performance": Performance(**point["performance"]),
+                    "trade_offs": tuple(point["trade_offs"]),
+                }
+            )
+            for point in data["points"]
+        )
+        return cls(
+            objectives=tuple(data["objectives"]),
+            points=tuple(points),
+            baseline=None if data["baseline"] is None else Performance(**data["baseline"]),
+            validated=data["validated"],
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class OptimizationResult:
     """The outcome of one optimization; every number in it was computed from stored evaluations.
 
@@ -115,6 +175,7 @@ class OptimizationResult:
         improvement_percentage: Relative change of ``quality_score``; None when not measured or the baseline is 0.
         statistical_significance: The p-value of ``comparison``.
         reason: The verdict in a sentence.
+        front: Trade-offs between the objectives, as measured on validation.
     """
 
     optimization_id: str
@@ -130,6 +191,7 @@ class OptimizationResult:
     baseline: Candidate | None = None
     winner: Candidate | None = None
     optimization_details: Details = Details()
+    front: Front = Front()
 
     def to_json(self) -> dict[str, Any]:
         """The result as JSON data; candidates as their states."""
@@ -168,4 +230,6 @@ class OptimizationResult:
         for name in ("key_improvements", "notes"):
             details[name] = tuple(details[name])
         values["optimization_details"] = Details(**details)
+        if "front" in values:  # results of before there was one are read too
+            values["front"] = Front.from_json(values["front"])
         return cls(**values)

@@ -208,6 +208,33 @@ def relative_change(before_mean: float, after_mean: float) -> float | None:
     return 100.0 * (after_mean - before_mean) / abs(before_mean)
 
 
+def holm(p_values: Sequence[float]) -> tuple[float, ...]:
+    """Each p-value, corrected for being one of several, in the order given; lower is stronger.
+
+    A family in which those at or below alpha are called differences calls a false one with a chance of at most alpha,
+    however the tests depend on each other.
+
+    Args:
+        p_values: One per comparison, each in [0, 1].
+
+    Raises:
+        ValueError: a value is not in [0, 1].
+
+    References:
+        Holm, "A simple sequentially rejective multiple test procedure", Scandinavian Journal of Statistics 6, 1979.
+
+    >>> [round(p, 3) for p in holm([0.01, 0.04, 0.03, 0.005])]
+    [0.03, 0.06, 0.06, 0.02]
+    """
+    if bad := [p for p in p_values if not 0.0 <= p <= 1.0]:
+        raise ValueError(f"{bad[0]} is no p-value")
+    corrected, highest = [0.0] * len(p_values), 0.0
+    for rank, index in enumerate(sorted(range(len(p_values)), key=lambda each: p_values[each])):
+        highest = max(highest, min(1.0, (len(p_values) - rank) * p_values[index]))
+        corrected[index] = highest
+    return tuple(corrected)
+
+
 def minimum_detectable_effect(n: int, *, sd: float, alpha: float = 0.05, power: float = 0.8) -> float:
     """The smallest mean difference that ``n`` pairs prove with probability ``power``.
 

@@ -13,7 +13,7 @@ from datetime import datetime
 from typing import TypeAlias
 
 from ratchet.core.problem import Candidate, Fields, canonical
-from ratchet.core.result import Status
+from ratchet.core.result import Front, FrontPoint, Performance, Status, TradeOff
 from ratchet.core.statistics import Comparison
 
 NOT_MEASURED = '<span class="none">not measured</span>'
@@ -134,6 +134,7 @@ class Report:
         after: The chosen candidate; None when the baseline stays.
         lineage: From the seed to the chosen candidate.
         certificate: The certificate's file name; None when none was signed.
+        front: Trade-offs between the objectives, on validation; it holds a point.
         notes: What a reader should know besides.
     """
 
@@ -158,6 +159,7 @@ class Report:
     after: Candidate | None = None
     lineage: tuple[LineageStep, ...] = ()
     certificate: str | None = None
+    front: Front | None = None
     notes: tuple[str, ...] = ()
 
 
@@ -174,6 +176,9 @@ def render(report: Report) -> str:
         _section("Measured on the sealed test", _measures(report)),
         _section("Test examples, before and after", _pairs(report.pairs)),
         _section("Best validation score against LM calls", _curve(report.curve)),
+        _section("Trade-offs between the objectives", _front(report.front, chosen=report.after))
+        if report.front
+        else "",
         _section("What changed in the prompts", _changes(report.before, report.after)),
         _section("Lineage of the chosen candidate", _lineage(report.lineage)),
         _section("Failed runs by kind", _failures(report.baseline, report.optimized)),
@@ -548,6 +553,98 @@ def _curve(curve: Sequence[CurvePoint]) -> str:
         f"{drawn}\n<p><small>From {_score(first.best)} after {_count(first.calls)} LM calls to {_score(final.best)} "
         f"after {_count(final.calls)}. Chosen by this score, so it flatters; the sealed test does not.</small></p>"
     )
+
+
+_TRADE_OFFS: dict[TradeOff, str] = {
+    "best": "best quality",
+    "knee": "knee",
+    "cheapest": "cheapest at no loss",
+    "fastest": "fastest at no loss",
+}
+
+
+def _front(front: Front, *, chosen: Candidate | None) -> str:
+    """Quality against cost, or latency where cost is no objective, and a row for each point of the front."""
+    by_cost = "cost" in front.objectives
+
+    def names(point: FrontPoint) -> str:
+        said = [_TRADE_OFFS[name] for name in point.trade_offs]
+        return ", ".join([*said, *(["sealed test"] if chosen and point.candidate == chosen.key else [])])
+
+    def cells(measured: Performance) -> str:
+        values: tuple[tuple[float | None, _Show], ...] = (
+            (measured.quality_score, _score),
+            (measured.success_rate, _percent),
+            (measured.avg_cost_per_task, _usd),
+            (measured.avg_latency_ms, _milliseconds),
+        )
+        return "".join(f"<td>{UNKNOWN if value is None else show(value)}</td>" for value, show in values)
+
+    def place(measured: Performance) -> tuple[float, float]:
+        x = measured.avg_cost_per_task if by_cost else measured.avg_latency_ms
+        return x or 0.0, measured.quality_score or 0.0
+
+    known = [place(point.performance) for point in front.points]
+    everything = [*known, *([place(front.baseline)] if front.baseline else [])]
+    (left, right), (low, high) = (_margin([point[axis] for point in everything]) for axis in (0, 1))
+
+    def x(value: float) -> float:
+        return 56 + 630 * (value - left) / (right - left)
+
+    def y(value: float) -> float:
+        return 210 - 190 * (value - low) / (high - low)
+
+    show: _Show = _usd if by_cost else _milliseconds
+    drawn = "".join(
+        f'<line class="grid" x1="56" x2="686" y1="{y(tick):.1f}" y2="{y(tick):.1f}"/>'
+        f'<text class="tick end" x="48" y="{y(tick) + 4:.1f}">{_plain(tick)}</text>'
+        for tick in _ticks(low, high)
+    ) + "".join(
+        f'<text class="tick" x="{x(tick):.1f}" y="228">{show(tick)}</text>' for tick in _ticks(left, right, about=4)
+    )
+    if len(front.objectives) == 2:  # of more, a drawing is only a shadow
+        drawn += f'<path class="line" d="M{" L".join(f"{x(a):.1f} {y(b):.1f}" for a, b in sorted(known))}"/>'
+    if front.baseline:
+        a, b = place(front.baseline)
+        drawn += (
+            f'<g class="same"><circle class="hollow" cx="{x(a):.1f}" cy="{y(b):.1f}" r="6">'
+            f"<title>baseline: {_score(b)} at {show(a)}</title></circle></g>"
+        )
+    for point, (a, b) in zip(front.points, known, strict=True):
+        drawn += (
+            f'<circle class="dot" cx="{x(a):.1f}" cy="{y(b):.1f}" r="3.5"><title>{text(point.candidate)}: {_score(b)} '
+            f"at {show(a)}</title></circle>"
+        )
+        if said := names(point):
+            drawn += f'<text class="tick" x="{x(a):.1f}" y="{y(b) - 9:.1f}">{said}</text>'
+    axis = "cost per run" if by_cost else "latency"
+    plot = _svg(
+        720,
+        250,
+        f'{drawn}<text class="tick" x="371" y="247">{axis}</text>',
+        label=f"Quality against {axis} of the candidates of the front",
+    )
+    rows = "".join(
+        f'<tr><th scope="row"><code>{text(point.candidate)}</code><small>{names(point)}</small></th>'
+        f"{cells(point.performance)}</tr>\n"
+        for point in front.points
+    )
+    if front.baseline:
+        rows += f'<tr><th scope="row">baseline</th>{cells(front.baseline)}</tr>\n'
+    n = front.baseline.n if front.baseline else 0
+    return (
+        f"{plot}\n{_table(('', 'Quality', 'Success', 'Cost per run', 'Latency'), rows)}\n<p><small>{len(front.points)} "
+        f"of {front.validated} candidates that were run on all {n} validation examples; no other one is at least as "
+        "good in everything and better in something. Hollow: baseline. They were chosen by these figures, so they "
+        "flatter.</small></p>"
+    )
+
+
+def _margin(values: Sequence[float]) -> tuple[float, float]:
+    """The ends of an axis that ``values`` lie well within."""
+    low, high = min(values), max(values)
+    margin = 0.1 * (high - low) or 0.05 * abs(high) or 0.05
+    return low - margin, high + margin
 
 
 def _pairs(pairs: Sequence[PairedExample]) -> str:

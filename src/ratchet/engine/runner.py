@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias
 
-from ratchet.core.algorithm import Algorithm, Evaluate, Generate, Request, Start, Together, Wait
+from ratchet.core.algorithm import Algorithm, Evaluate, Generate, Reply, Request, Start, Tell, Together, Wait
 from ratchet.core.errors import BrokenContract, BudgetSpent
 from ratchet.core.evaluation import Evaluation, Evaluations
 from ratchet.core.problem import Candidate, Example
@@ -68,6 +68,7 @@ class Runner:
         ledger: The stage's budget.
         notebook: Where rows are kept; rows it holds are not run again.
         on_evaluations: Told of each evaluation request that is handed over.
+        on_tell: Told of what an algorithm says of its search.
         concurrency: Rows under way at once; they begin in the order in which they were started.
     """
 
@@ -79,6 +80,7 @@ class Runner:
         ledger: Ledger,
         notebook: Notebook,
         on_evaluations: Callable[[Candidate, Evaluations], None] = lambda candidate, evaluations: None,
+        on_tell: Callable[[Tell], None] = lambda told: None,
         concurrency: int = 8,
     ) -> None:
         self._program = program
@@ -86,6 +88,7 @@ class Runner:
         self._ledger = ledger
         self._notebook = notebook
         self._on_evaluations = on_evaluations
+        self._on_tell = on_tell
         self._slots = asyncio.Semaphore(concurrency)
         self._under_way: dict[RowKey, asyncio.Task[None]] = {}
         self._running: set[RowKey] = set()
@@ -129,12 +132,13 @@ class Runner:
 
     def best_known(self, examples: Sequence[Example]) -> Candidate | None:
         """The candidate with the greatest mean among those with rows on all of ``examples``."""
-        means = {
-            candidate.key: (known.mean, candidate)
-            for candidate in self._candidates.values()
-            if (known := self.known(candidate, examples))
-        }
-        return max(means.values(), key=lambda pair: (pair[0], pair[1].key))[1] if means else None
+        known = self.all_known(examples)
+        return max(known, key=lambda pair: (pair[1].mean, pair[0].key))[0] if known else None
+
+    def all_known(self, examples: Sequence[Example]) -> list[tuple[Candidate, Evaluations]]:
+        """All candidates with rows on all of ``examples``, in the order in which they were first asked for."""
+        known = ((candidate, self.known(candidate, examples)) for candidate in self._candidates.values())
+        return [(candidate, rows) for candidate, rows in known if rows is not None]
 
     def left(self) -> int | None:
         """Calls of the stage's allowance that what was handed over has left; None for no allowance."""
@@ -163,27 +167,28 @@ class Runner:
         """
         return await self._hand_over(self.start(request))
 
-    async def drive(self, algorithm: Algorithm) -> list[Candidate] | None:
+    async def drive(self, algorithm: Algorithm, *, aside: bool = False) -> list[Candidate] | None:
         """The finalists of ``algorithm``; None when it ended with the budget and gave none.
 
         What it left under way is called off; ``called_off`` says afterwards whether there was anything.
+
+        Args:
+            algorithm: The search.
+            aside: Whether it takes its turns in a thread, because it may block and others must not wait for it.
 
         Raises:
             BrokenContract: it returned no candidates.
             RatchetError: the world failed.
         """
         self._asked.clear()
+        reply: Reply = None
         try:
-            request = next(algorithm)
-            while True:
+            while not isinstance(turn := await _turn(algorithm, reply, aside=aside), _End):
                 try:
-                    reply = await self._reply(request)
+                    reply = await self._reply(turn)
                 except BudgetSpent as spent:
-                    request = algorithm.throw(spent)
-                else:
-                    request = algorithm.send(reply)
-        except StopIteration as end:
-            finalists = list(end.value or [])
+                    reply = spent
+            finalists = list(turn.value or [])
         except BudgetSpent:
             return None
         finally:
@@ -198,6 +203,8 @@ class Runner:
         match request:
             case Start(work):
                 return self.start(work)
+            case Tell():
+                return self._on_tell(request)
             case Wait(among):
                 ticket = await self._first(among or tuple(self._tickets))
                 return ticket, await self._hand_over(ticket)
@@ -417,6 +424,31 @@ class Runner:
         for key in keys:
             if key not in self._running:
                 self._under_way.pop(key).cancel()
+
+
+@dataclass(frozen=True, slots=True)
+class _End:
+    """What an algorithm returned."""
+
+    value: Sequence[Candidate] | None
+
+
+async def _turn(algorithm: Algorithm, reply: Reply, *, aside: bool) -> Request | _End:
+    """What ``algorithm`` asks for after ``reply``, or its end."""
+
+    def take() -> Request | _End:
+        try:
+            return algorithm.throw(reply) if isinstance(reply, BudgetSpent) else algorithm.send(reply)
+        except StopIteration as end:
+            return _End(end.value)
+
+    if not aside:
+        return take()
+    taking = asyncio.ensure_future(asyncio.to_thread(take))
+    try:
+        return await asyncio.shield(taking)
+    finally:
+        await asyncio.wait([taking])  # also when it is called off: a generator cannot be closed in the midst of a turn
 
 
 def _requests(work: Work) -> tuple[Evaluate | Generate, ...]:

@@ -171,6 +171,9 @@ class Prompt:
         self._letter: tuple[Wire, Letter, _Around] | None = None
         self._letter_known = False
 
+    def __deepcopy__(self, memo: object) -> Prompt:
+        return self
+
     @classmethod
     def of(cls, lm: GatewayLM, adapter: dspy.Adapter, predictor: dspy.Predict) -> Prompt | None:
         """The prompt, or None where it cannot be compiled."""
@@ -315,14 +318,25 @@ class CompiledPredict(dspy.Predict):  # type: ignore[misc]
         if type(lm) is not GatewayLM or not PRIVILEGED.isdisjoint(kwargs):
             return None
         state = (lm, adapter, self.signature, self.demos, len(self.demos), self.config)
-        known = self.__dict__.get("_ratchet_prompt")
-        if known is None or any(one is not other for one, other in zip(known[0], state, strict=True)):
-            known = self.__dict__["_ratchet_prompt"] = (state, Prompt.of(lm, adapter, self))
-        prompt: Prompt | None = known[1]
+        known: _Known | None = self.__dict__.get("_ratchet_prompt")
+        if known is None or any(one is not other for one, other in zip(known.state, state, strict=True)):
+            known = self.__dict__["_ratchet_prompt"] = _Known(state, Prompt.of(lm, adapter, self))
+        prompt = known.prompt
         if prompt is None or kwargs.keys() != prompt._fields.keys():
             return None
         ask = prompt.ask(kwargs, rollout=settings.get("ratchet_rollout"))
         return None if ask is None else (lm, adapter, ask)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Known:
+    """A prompt and what it was made of; a copy of the predictor holds the same, until it is made of something else."""
+
+    state: tuple[Any, ...]
+    prompt: Prompt | None
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Known:
+        return self
 
 
 _CHAT = dspy.ChatAdapter()

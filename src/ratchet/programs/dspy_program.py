@@ -3,27 +3,32 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import inspect
 import json
 import time
-from collections import OrderedDict
-from collections.abc import Mapping
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import replace
-from typing import Any, Literal, get_args, get_origin
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import dspy
 from dspy.utils.exceptions import AdapterParseError, LMInvalidRequestError
+from pydantic import BaseModel
 
-from ratchet.core.errors import BadData, UserError
+from ratchet.core.errors import BadData, BadRequest, UserError
 from ratchet.core.evaluation import Evaluation, Failure, Step, Usage
 from ratchet.core.problem import Candidate, Example, FieldSpec, PredictorSpec, PredictorState
 from ratchet.programs.compiled import compile_predictors
 from ratchet.programs.gateway import Gateway, Receipt
 from ratchet.programs.gateway_lm import GatewayLM
 from ratchet.programs.ledger import Halt
-from ratchet.programs.line import Line
+from ratchet.programs.line import Line, OwnLine
 from ratchet.programs.loop import WouldBlockError
 from ratchet.programs.metrics import Metric, MetricFailed, ascore
+from ratchet.programs.parts import copied, replace_lms
+from ratchet.programs.tools import Calls, Toolboxes, written
 
 _KEPT_MODULES = 16
 
@@ -32,6 +37,8 @@ def plain(value: Any) -> Any:
     """``value`` as JSON data."""
     if isinstance(value, dspy.Example | dspy.Prediction):
         return {name: plain(part) for name, part in value.toDict().items()}
+    if isinstance(value, dspy.Image):
+        return value.url
     if hasattr(value, "model_dump"):
         return value.model_dump(mode="json")
     if isinstance(value, Mapping):
@@ -43,15 +50,27 @@ def plain(value: Any) -> Any:
     return str(value)
 
 
-def state_of(module: dspy.Module) -> dict[str, PredictorState]:
-    """The tunable state of each predictor, by name."""
-    return {
+def state_of(module: dspy.Module, *, tune_tools: bool = False) -> dict[str, PredictorState]:
+    """The tunable state of each predictor, by name, and of each tool's description where those are tuned.
+
+    A list of tools within instructions is left out of them; see ``ratchet.programs.tools``.
+    """
+    boxes = Toolboxes(module)
+    states = {
         name: PredictorState(
-            instructions=predictor.signature.instructions,
-            demos=tuple(plain(dict(demo)) for demo in predictor.demos),
+            instructions=boxes.instructions(predictor),
+            demos=tuple(plain(dict(demo)) for demo in predictor.demos if takes_demos(predictor)),
         )
         for name, predictor in module.named_predictors()
     }
+    if tune_tools:
+        states |= {name: PredictorState(instructions=text) for name, text in boxes.texts().items()}
+    return states
+
+
+def takes_demos(predictor: dspy.Predict) -> bool:
+    """Whether demos have a place in the prompt of ``predictor``."""
+    return bool(getattr(predictor, "takes_demos", True))
 
 
 def _field(name: str, info: Any) -> FieldSpec:
@@ -66,38 +85,67 @@ def _field(name: str, info: Any) -> FieldSpec:
     )
 
 
-def specs_of(module: dspy.Module) -> tuple[PredictorSpec, ...]:
-    """What algorithms may know of each predictor."""
-    return tuple(
+def specs_of(module: dspy.Module, *, tune_tools: bool = False) -> tuple[PredictorSpec, ...]:
+    """What algorithms may know of each predictor, and of each tool's description where those are tuned."""
+    specs = tuple(
         PredictorSpec(
             name=name,
             inputs=tuple(_field(key, info) for key, info in predictor.signature.input_fields.items()),
             outputs=tuple(_field(key, info) for key, info in predictor.signature.output_fields.items()),
+            takes_demos=takes_demos(predictor),
+            text=getattr(predictor, "text", ""),
         )
         for name, predictor in module.named_predictors()
     )
+    return (*specs, *Toolboxes(module).specs()) if tune_tools else specs
+
+
+def _inner(module: dspy.Module) -> dspy.Module:
+    """The program within wrappers that only run it again, such as ``dspy.Refine`` and ``dspy.BestOfN``."""
+    while isinstance(module, dspy.Refine | dspy.BestOfN):
+        module = module.module
+    return module
 
 
 def input_names(module: dspy.Module) -> tuple[str, ...]:
     """The inputs a program takes: its signature's for a single predictor, else the parameters of ``forward``."""
+    module = _inner(module)
     if isinstance(module, dspy.Predict):
         return tuple(module.signature.input_fields)
-    forward = getattr(type(module), "forward", None) or getattr(type(module), "aforward", None)
+    forward = getattr(type(module), "aforward" if _is_async(type(module)) else "forward", None)
     if forward is None:
         raise BadData(f"{type(module).__name__} has neither forward nor aforward; give it one")
     parameters = list(inspect.signature(forward).parameters.values())[1:]
-    named = [p for p in parameters if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)]
-    if named:
-        return tuple(p.name for p in named if p.default is p.empty)
-    signature = getattr(module, "signature", None) or next(iter(module.predictors())).signature
-    return tuple(name for name in signature.input_fields if name != "trajectory")
+    named = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    needed = tuple(p.name for p in named if p.default is p.empty)
+    if needed or (named and not any(p.kind is p.VAR_KEYWORD for p in parameters)):
+        return needed
+    signature = getattr(module, "signature", None) or next((each.signature for each in module.predictors()), None)
+    return tuple(name for name in signature.input_fields if name not in _INNER_INPUTS) if signature else ()
+
+
+_INNER_INPUTS = frozenset(("trajectory", "tools"))
+"""Inputs that agents of DSPy give to their own predictors."""
 
 
 def output_names(module: dspy.Module) -> tuple[str, ...]:
-    """The outputs a program is known to give: those of its last predictor, without the reasoning."""
+    """The outputs a program is known to give: its signature's, else its last predictor's, without the reasoning."""
+    module = _inner(module)
     predictors = module.predictors()
-    signature = predictors[-1].signature if predictors else None
+    signature: Any = getattr(module, "signature", None)
+    if not (inspect.isclass(signature) and issubclass(signature, dspy.Signature)):
+        signature = predictors[-1].signature if predictors else None
     return tuple(name for name in signature.output_fields if name != "reasoning") if signature else ()
+
+
+def _is_async(kind: type[dspy.Module]) -> bool:
+    """Whether programs of this kind are awaited: ``aforward`` counts when no subclass overrides ``forward`` alone."""
+    for each in kind.__mro__:
+        if "aforward" in vars(each):
+            return True
+        if "forward" in vars(each):
+            return False
+    return False
 
 
 class DspyProgram:
@@ -110,6 +158,7 @@ class DspyProgram:
         adapter: DSPy adapter; None for DSPy's default.
         metric: Scores a prediction.
         timeout_seconds: How long one run may take by itself; None for no limit.
+        tune_tools: Whether the descriptions of tools and of their arguments are tuned too.
 
     Raises:
         UserError: the program has no predictor, so there is nothing to tune.
@@ -125,24 +174,38 @@ class DspyProgram:
         adapter: dspy.Adapter | None,
         metric: Metric,
         timeout_seconds: float | None = None,
+        tune_tools: bool = False,
     ) -> None:
         if not module.predictors():
             raise UserError(f"{type(module).__name__} has no predictors, so there is nothing to tune")
+        if tune_tools and not Toolboxes(module).tools:
+            raise BadRequest(f"{type(module).__name__} has no tools, so there are no descriptions of them to tune")
         self.original = module
         self.metric = metric
         self.adapter = adapter
         self._gateway = gateway
         self._timeout = timeout_seconds
         self.lm = GatewayLM(gateway, task_lm, task) if task is not None and task_lm is not None else None
-        self.module = module.deepcopy()
-        for predictor in self.module.predictors():
-            if predictor.lm is not None and not isinstance(predictor.lm, GatewayLM):
-                predictor.lm = GatewayLM(gateway, predictor.lm, Line(predictor.lm, "task"))
-        self.seed = Candidate(predictors=state_of(module))
-        self.specs = specs_of(module)
-        self._async = hasattr(type(module), "aforward")
+        self.tune_tools = tune_tools
+        self.lines: list[Line] = []
+        self.module = copied(module)
+        replace_lms(self.module, self._through_the_gateway)
+        self.seed = Candidate(predictors=self.state_of(module))
+        self.specs = specs_of(module, tune_tools=tune_tools)
+        self._inputs = converters(module)
+        self._async = _is_async(type(module))
         self._blocks = False
         self._built: OrderedDict[str, dspy.Module] = OrderedDict()
+
+    def _through_the_gateway(self, lm: dspy.BaseLM) -> dspy.BaseLM:
+        if isinstance(lm, GatewayLM):
+            return lm
+        self.lines.append(lm.line("task") if isinstance(lm, OwnLine) else Line(lm, "task"))
+        return GatewayLM(self._gateway, lm, self.lines[-1])
+
+    def state_of(self, module: dspy.Module) -> dict[str, PredictorState]:
+        """The tunable state of ``module``, a copy of this program."""
+        return state_of(module, tune_tools=self.tune_tools)
 
     def settings(self, **more: Any) -> Any:
         """The DSPy context every run happens in."""
@@ -155,6 +218,8 @@ class DspyProgram:
             self._built.move_to_end(candidate.key)
             return self._built[candidate.key]
         module = self._built[candidate.key] = compile_predictors(applied(self.module, candidate))
+        if self.tune_tools:
+            Toolboxes(module).record()
         if len(self._built) > _KEPT_MODULES:
             self._built.popitem(last=False)
         return module
@@ -172,6 +237,7 @@ class DspyProgram:
         module = self.build(candidate)
         receipt, judging = Receipt(), Receipt()
         trace: list[Any] = []
+        calls = Calls([])
         started = time.monotonic()
         prediction: dspy.Prediction | None = None
         failure: Failure | None = None
@@ -179,7 +245,7 @@ class DspyProgram:
         steps: tuple[Step, ...] = ()
         rollout = repeat or None
         try:
-            with self.settings(trace=trace, ratchet_receipt=receipt, ratchet_rollout=rollout):
+            with self.settings(trace=trace, ratchet_receipt=receipt, ratchet_rollout=rollout, ratchet_calls=calls):
                 try:
                     prediction = await asyncio.wait_for(self._call(module, example), self._timeout)
                 except Exception as error:  # the user's program is foreign code
@@ -209,7 +275,7 @@ class DspyProgram:
             failure=failure,
             feedback=feedback or (failure.message if failure else ""),
             prediction=None if prediction is None else plain(prediction),
-            trace=steps or _steps(module, trace),
+            trace=calls.among(steps or _steps(module, trace)),
             usage=_with_latency(receipt, outside),
             replies=(*receipt.keys, *judging.keys),
         )
@@ -232,7 +298,9 @@ class DspyProgram:
         return (*done, Step(predictor=name, inputs=inputs, outputs={}, raw=text))
 
     async def _call(self, module: dspy.Module, example: Example) -> dspy.Prediction:
-        inputs = dict(example.inputs)
+        inputs = {name: self._inputs.get(name, _as_it_is)(value) for name, value in example.inputs.items()}
+        if isinstance(module, dspy.Refine | dspy.BestOfN):
+            module = copy.copy(module)  # they count failures down over all their runs
         if self._async and self._blocks:
             prediction = await asyncio.to_thread(lambda: asyncio.run(module.acall(**inputs)))
         elif self._async:
@@ -246,13 +314,75 @@ class DspyProgram:
 
 def applied(module: dspy.Module, candidate: Candidate) -> dspy.Module:
     """A copy of ``module`` with ``candidate`` as its state."""
-    copy = module.deepcopy()
-    for name, predictor in copy.named_predictors():
-        state = candidate.predictors[name]
-        if predictor.signature.instructions != state.instructions:
-            predictor.signature = predictor.signature.with_instructions(state.instructions)
-        predictor.demos = [dspy.Example(dict(demo)) for demo in state.demos]
-    return copy
+    other = copied(module)
+    boxes = Toolboxes(other)
+    boxes.write({name: state.instructions for name, state in candidate.predictors.items()})
+    for name, predictor in other.named_predictors():
+        state, listing = candidate.predictors[name], boxes.listings.get(id(predictor))
+        text = state.instructions if listing is None else written(state.instructions, listing.tools)
+        if predictor.signature.instructions != text:
+            predictor.signature = predictor.signature.with_instructions(text)
+        shown = {key: info.annotation for key, info in predictor.signature.fields.items()}
+        pictures = {key: _converter(kind) for key, kind in shown.items() if _model_in(kind) is dspy.Image}
+        predictor.demos = [
+            dspy.Example({key: pictures.get(key, _as_it_is)(value) for key, value in demo.items()})
+            for demo in state.demos
+        ]
+    return other
+
+
+def _as_it_is(value: Any) -> Any:
+    return value
+
+
+def converters(module: dspy.Module) -> dict[str, Callable[[Any], Any]]:
+    """What makes of an input's JSON value what the program takes: a history, an image, an object of a class.
+
+    The parameters of the program's own method say what it takes. Where they do not, its predictors do, if what comes in
+    is handed on to them as it is; of others only the types are taken that are of no use as JSON.
+    """
+    forward = getattr(type(module), "aforward" if _is_async(type(module)) else "forward", None)
+    parameters = list(inspect.signature(forward).parameters.values())[1:] if forward else []
+    own = {each.name for each in parameters if each.kind in (each.POSITIONAL_OR_KEYWORD, each.KEYWORD_ONLY)}
+    kinds: dict[str, Any] = {}
+    for predictor in module.predictors():
+        for name, info in predictor.signature.input_fields.items():
+            if not own or _is_dspys(_model_in(info.annotation)):
+                kinds.setdefault(name, info.annotation)
+    with suppress(Exception):  # annotations are foreign code; without them the predictors know
+        kinds |= {name: kind for name, kind in get_type_hints(forward).items() if name in own}
+    return {name: _converter(kind) for name, kind in kinds.items() if _model_in(kind) is not None}
+
+
+def _model_in(kind: Any) -> type[BaseModel] | None:
+    """The class of objects that ``kind`` is, or is a list of."""
+    inner = get_args(kind)[0] if get_origin(kind) is list and get_args(kind) else kind
+    return inner if inspect.isclass(inner) and issubclass(inner, BaseModel) else None
+
+
+def _is_dspys(kind: type[BaseModel] | None) -> bool:
+    return kind is not None and kind.__module__.startswith("dspy.")
+
+
+def _converter(kind: Any) -> Callable[[Any], Any]:
+    model = _model_in(kind)
+    assert model is not None
+
+    def convert(value: Any) -> Any:
+        if model is not kind:
+            return [_converter(model)(each) for each in value] if isinstance(value, list) else value
+        if issubclass(model, dspy.History) and isinstance(value, list):
+            value = {"messages": value}
+        # Not a path: what stands in data must not open files of this machine.
+        if (
+            issubclass(model, dspy.Image)
+            and isinstance(value, str)
+            and value.startswith(("data:", "http://", "https://"))
+        ):
+            return dspy.Image(value)
+        return model.model_validate(value) if isinstance(value, Mapping) else value
+
+    return convert
 
 
 def _with_latency(receipt: Receipt, outside_ms: float) -> Usage:
@@ -273,9 +403,12 @@ def _failure(error: Exception) -> Failure:
 
 
 def _steps(module: dspy.Module, trace: list[Any]) -> tuple[Step, ...]:
-    names = {id(predictor): name for name, predictor in module.named_predictors()}
+    predictors = module.named_predictors()
+    names = {id(predictor): name for name, predictor in predictors}
+    # Wrappers such as dspy.Refine run copies; a predictor's stage is drawn when it is made, and its copies keep it.
+    stages = Counter(predictor.stage for _, predictor in predictors)
+    copies = {predictor.stage: name for name, predictor in predictors if stages[predictor.stage] == 1}
+    named = ((names.get(id(each)) or copies.get(each.stage), inputs, outputs) for each, inputs, outputs in trace)
     return tuple(
-        Step(predictor=names[id(predictor)], inputs=plain(inputs), outputs=plain(outputs))
-        for predictor, inputs, outputs in trace
-        if id(predictor) in names
+        Step(predictor=name, inputs=plain(inputs), outputs=plain(outputs)) for name, inputs, outputs in named if name
     )

@@ -465,6 +465,8 @@ class Gateway(Ledger):
         wait: float = max(hint or 0.0, min(8.0, first * growth) * self._rng.uniform(0.75, 1.25))
         unreached = not line.answered and isinstance(error, LMTransportError)
         patience = min(self.limits.retry_seconds, self.limits.first_retry_seconds if unreached else math.inf)
+        if isinstance(error, LMTimeoutError):
+            patience = max(patience, 2 * line.longest_seconds)
         until = self._clock() + wait
         # While others get answers the LM is alive, and only this request is out of luck.
         silent, unlucky = until - max(since, line.answered_at), until - since
@@ -562,7 +564,7 @@ def _refusal(line: Line, key: str, stage: str, error: LMInvalidRequestError, ms:
         response={"refused": kind, "message": error.message, "model": error.model, "status": error.status},
         prompt_tokens=0,
         completion_tokens=0,
-        cost_usd=0.0,
+        cost_usd=0.0 if line.refusals_are_free else None,
         latency_ms=ms,
     )
 

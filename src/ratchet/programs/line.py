@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from itertools import count
 from types import FunctionType
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import dspy
 from dspy._vendor.lm15.serde import request_to_dict
@@ -37,6 +37,14 @@ class Price:
     def of(self, prompt_tokens: int, completion_tokens: int) -> float:
         """Dollars for so many tokens."""
         return (prompt_tokens * self.prompt + completion_tokens * self.completion) / 1e6
+
+
+@runtime_checkable
+class OwnLine(Protocol):
+    """An LM that knows its line better than ``Line`` does."""
+
+    def line(self, role: Role) -> Line:
+        """Its line."""
 
 
 @dataclass(slots=True)
@@ -103,6 +111,9 @@ class Line:
         self.model: str = lm.model
         self.alive = self.answered = alive
         self.name = f"the {role} LM {lm.model}"
+        self.longest_seconds = 0.0
+        """How long an answer may take by what is known of it; one that took longer is waited for once more."""
+        self.refusals_are_free = True
         # An LM with an engine of its own is a provider of its own.
         own = not isinstance(lm, dspy.LM) or not isinstance(lm.engine, str)
         self.address = (

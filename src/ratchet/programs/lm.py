@@ -110,6 +110,11 @@ def pull(name: str, folder: Path) -> Path:
     return target
 
 
+def secret(name: str) -> str | None:
+    """The value of an environment variable that holds a key; None when it is not set."""
+    return os.environ.get(name)
+
+
 def file_sha256(path: Path) -> str:
     """SHA-256 of a file, in hex."""
     with path.open("rb") as stream:

@@ -17,6 +17,11 @@ from typing import Any, Literal
 import dspy
 
 from ratchet.core.errors import BadRequest, UnknownName, UserError
+from ratchet.programs import agent_spec
+from ratchet.programs.agent_spec import AgentSpec
+from ratchet.programs.parts import copied
+from ratchet.programs.remote import RemoteAgent
+from ratchet.programs.tools import Toolboxes
 
 Kind = Literal["predict", "cot"]
 _KINDS: dict[str, type[dspy.Module]] = {"predict": dspy.Predict, "cot": dspy.ChainOfThought}
@@ -48,7 +53,8 @@ def resolve_target(text: str, *, kind: str = "predict", instructions: str | None
 
     Args:
         text: ``pkg.module:attribute``, ``file.py:attribute`` (an instance, a class or a factory), an inline signature
-            such as ``"text -> label: Literal['a', 'b']"``, or a program that Ratchet saved: the file, or its JSON.
+            such as ``"text -> label: Literal['a', 'b']"``, a program that Ratchet saved (the file, or its JSON), or the
+            spec of a remote agent (``agent.json``, ``agent.yaml``; ``ratchet.programs.agent_spec``).
         kind: ``predict`` or ``cot``; the module for an inline signature.
         instructions: Instructions for an inline signature.
 
@@ -57,16 +63,20 @@ def resolve_target(text: str, *, kind: str = "predict", instructions: str | None
         BadRequest: what is there is no program.
     """
     if text.startswith("{"):
-        return _from_json("the saved program", text)
+        # Such a text may come over the network: it never becomes a remote agent, which calls hosts and sends secrets.
+        try:
+            return _saved("the saved program", json.loads(text))
+        except ValueError as error:
+            raise BadRequest(f"the saved program is no JSON: {error}") from error
     if "->" in text:
         return _inline(text, kind, instructions)
-    if text.endswith(".json"):
-        return _saved(Path(text))
+    if text.endswith((".json", ".yaml", ".yml")):
+        return _file(Path(text), text)
     name, separator, attribute = text.rpartition(":")
     if not separator or not attribute or not name:
         raise UnknownName(
             f"the target {text!r} is not understood; give pkg.module:attribute, file.py:attribute, "
-            f"an inline signature such as 'question -> answer', or a program.json"
+            f"an inline signature such as 'question -> answer', a program.json, or an agent.yaml"
         )
     module = load_attribute(name, attribute, what="target")
     try:
@@ -142,20 +152,26 @@ def _inline(text: str, kind: str, instructions: str | None) -> Target:
     return Target(module=_KINDS[kind](signature), text=text, kind=kind, instructions=instructions)
 
 
-def _saved(path: Path) -> Target:
+def _file(path: Path, text: str) -> Target:
+    """A saved program, or the spec of a remote agent."""
     if not path.is_file():
         raise UnknownName(f"the program file {path} is not there")
-    try:
-        return _from_json(str(path), path.read_text(encoding="utf-8"))
-    except UnicodeDecodeError as error:
-        raise BadRequest(f"{path} is no JSON: {error}") from error
+    data = agent_spec.load(path)
+    if agent_spec.is_agent(data):
+        return _agent(agent_spec.parse(data, source=str(path), name=path.stem), text)
+    section = data.get(SECTION) if isinstance(data, dict) else None
+    if isinstance(section, dict) and "agent" in section:
+        target = _agent(agent_spec.parse(section["agent"], source=f"{path}, agent"), text)
+        _load(target.module, data, path, target.text)
+        return target
+    return _saved(path, data)
 
 
-def _from_json(path: str, content: str) -> Target:
-    try:
-        state = json.loads(content)
-    except ValueError as error:
-        raise BadRequest(f"{path} is no JSON: {error}") from error
+def _agent(spec: AgentSpec, text: str) -> Target:
+    return Target(module=RemoteAgent(spec), text=text, description=spec.description)
+
+
+def _saved(path: str | Path, state: Any) -> Target:
     try:
         text, kind, instructions = (state[SECTION][name] for name in ("target", "kind", "instructions"))
         if not isinstance(text, str) or text.endswith(".json") or text.startswith("{"):
@@ -166,11 +182,8 @@ def _from_json(path: str, content: str) -> Target:
             "Give a factory instead, file.py:function, that builds the module and loads this file"
         ) from error
     target = resolve_target(text, kind=kind, instructions=instructions)
-    module = target.module.deepcopy()
-    try:
-        module.load_state(state)
-    except Exception as error:  # DSPy takes a state on trust
-        raise BadRequest(f"{path} does not fit the program {text}: {type(error).__name__}: {error}") from error
+    module = copied(target.module)
+    _load(module, state, path, text)
     return Target(
         module=module,
         text=target.text,
@@ -180,13 +193,56 @@ def _from_json(path: str, content: str) -> Target:
     )
 
 
+def load_program(path: str | Path, module: dspy.Module | None = None) -> dspy.Module:
+    """The program that Ratchet saved at ``path``, with all that was tuned.
+
+    Instructions and demos are loaded by ``dspy.Module.load`` as well, and so are tools that are written into
+    instructions, as those of ``dspy.ReAct`` are. What other tools say of themselves has no place in DSPy's state; it
+    stands beside it, and only this function reads it.
+
+    Args:
+        path: A ``program.json``.
+        module: The program as its code builds it, which is changed and given back; None builds it from what the file
+            says of the target.
+
+    Raises:
+        UnknownName: there is no such file.
+        BadRequest: the file does not fit the program, or does not say how to build it.
+    """
+    if module is None:
+        return resolve_target(str(path)).module
+    file = Path(path)
+    if not file.is_file():
+        raise UnknownName(f"the program file {path} is not there")
+    _load(module, agent_spec.load(file), file, type(module).__name__)
+    return module
+
+
+def _load(module: dspy.Module, state: dict[str, Any], path: str | Path, text: str) -> None:
+    try:
+        module.load_state(state)
+    except Exception as error:  # DSPy takes a state on trust
+        raise BadRequest(f"{path} does not fit the program {text}: {type(error).__name__}: {error}") from error
+    tools = (state.get(SECTION) or {}).get("tools") or {}
+    if not isinstance(tools, dict) or not all(isinstance(each, str) for each in tools.values()):
+        raise BadRequest(f"{path} has something else than descriptions under {SECTION}.tools")
+    Toolboxes(module).write(tools)
+
+
 def save_program(module: dspy.Module, path: Path, target: Target | None) -> None:
     """Write ``module`` so that ``dspy.Module.load`` reads it without Ratchet, and Ratchet can build it again."""
     part = path.with_suffix(".part.json")
     module.save(str(part))
+    section: dict[str, Any] = {}
     if target is not None:
+        section = {"target": target.text, "kind": target.kind, "instructions": target.instructions}
+    if tools := Toolboxes(module).texts():
+        section["tools"] = tools
+    if isinstance(module, RemoteAgent):
+        section["agent"] = module.spec.to_json()
+    if section:
         state = json.loads(part.read_text(encoding="utf-8"))
-        state[SECTION] = {"target": target.text, "kind": target.kind, "instructions": target.instructions}
+        state[SECTION] = section
         part.write_text(json.dumps(state, indent=2, ensure_ascii=False), encoding="utf-8")
     part.replace(path)
 

@@ -16,11 +16,12 @@ from dspy.utils.callback import BaseCallback
 
 from ratchet.core.errors import BrokenOptimizer, BudgetSpent, RatchetError
 from ratchet.core.problem import Candidate, Example, Problem, content_hash
-from ratchet.programs.dspy_program import DspyProgram, plain, state_of
+from ratchet.programs.dspy_program import DspyProgram, plain
 from ratchet.programs.gateway import Gateway, Visit
 from ratchet.programs.gateway_lm import GatewayLM
 from ratchet.programs.ledger import Halt
 from ratchet.programs.metrics import MetricFailed, dspy_example, score
+from ratchet.programs.parts import copied
 
 _ran: ContextVar[Candidate | None] = ContextVar("ratchet_ran", default=None)
 
@@ -229,7 +230,15 @@ class _Watch(BaseCallback):  # type: ignore[misc]
     It also says when nothing is under way: when the optimizer's own thread begins or ends an evaluation or asks an LM.
     """
 
-    def __init__(self, student: dspy.Module, *, validation: Sequence[dspy.Example], settle: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        program: DspyProgram,
+        student: dspy.Module,
+        *,
+        validation: Sequence[dspy.Example],
+        settle: Callable[[], None],
+    ) -> None:
+        self._program = program
         self._settle = settle
         self._validation = {id(each) for each in validation}
         self._validating: dict[str, Candidate] = {}
@@ -248,7 +257,7 @@ class _Watch(BaseCallback):  # type: ignore[misc]
             return None
         if [list(predictor.signature.output_fields) for predictor in module.predictors()] != self._outputs:
             return None
-        return Candidate(predictors=state_of(module), origin="seen in a DSPy optimizer")
+        return Candidate(predictors=self._program.state_of(module), origin="seen in a DSPy optimizer")
 
     def unfinished(self) -> list[Candidate]:
         """Candidates whose full validation was begun and not ended."""
@@ -350,11 +359,11 @@ def compile_with(
         # While demos are bootstrapped DSPy takes the value for a yes or no.
         return value >= problem.success_at if trace is not None else value
 
-    student = program.build(problem.seed).deepcopy()
+    student = copied(program.build(problem.seed))
     compilation = Compilation(
         problem=problem,
         metric=metric,
-        task=program.lm,
+        task=program.lm or reflection,  # where every predictor has an LM of its own it is not asked
         reflection=reflection,
         seed=seed,
         threads=threads,
@@ -369,7 +378,7 @@ def compile_with(
 
     winner: dspy.Module | None = None
     visit = Visit()
-    watch = _Watch(student, validation=compilation.validation, settle=settle)
+    watch = _Watch(program, student, validation=compilation.validation, settle=settle)
     settings = {"callbacks": [watch], "ratchet_visit": visit, "max_errors": sys.maxsize}
     try:
         with _hush, program.settings(**settings):
@@ -395,7 +404,7 @@ def compile_with(
         gateway.loosen()
     gateway.check()
     # The optimizer's own choice stands first; when the budget ended before it could choose, what it saw decides.
-    found = [Candidate(predictors=state_of(winner))] if winner is not None else []
+    found = [Candidate(predictors=program.state_of(winner))] if winner is not None else []
     found += board.validated()
     if winner is None:
         found += watch.unfinished() + board.promising()

@@ -104,7 +104,7 @@ class Wire:
                 return None  # DSPy may know another way
             if _client_side_stop(adaptations):
                 return None
-        proxy = _proxy(urlsplit(built.url)._replace(path="", query="").geturl())
+        proxy = proxy_of(built.url)
         return Letter(built.url, proxy, CIMultiDict(built.headers), built.body, routed, target, adaptations)
 
     async def exchange(self, letter: Letter, body: bytes, *, patience: float) -> Response:
@@ -126,12 +126,18 @@ class Wire:
 
 
 @cache
-def _session(loop: asyncio.AbstractEventLoop) -> aiohttp.ClientSession:
+def session_of(loop: asyncio.AbstractEventLoop) -> aiohttp.ClientSession:
+    """The connections that all requests of a loop share; it holds no cookies."""
     # The number of requests under way is limited where they are counted, not here.
     connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEP_ALIVE_SECONDS)
     session = aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar())
     at_exit(session.close)
     return session
+
+
+def proxy_of(url: str) -> str | None:
+    """The proxy that the environment names for ``url``, if any."""
+    return _proxy(urlsplit(url)._replace(path="", query="").geturl())
 
 
 @cache
@@ -142,7 +148,7 @@ def _proxy(address: str) -> str | None:
 
 
 async def _post(letter: Letter, body: bytes, patience: float, provider: str) -> HttpResponse:
-    session = _session(asyncio.get_running_loop())
+    session = session_of(asyncio.get_running_loop())
     timeout = aiohttp.ClientTimeout(total=patience, sock_connect=CONNECT_SECONDS)
     try:
         sending = session.post(letter.url, data=body, headers=letter.headers, timeout=timeout, proxy=letter.proxy)

@@ -1,0 +1,113 @@
+"""Lessons, in memory and in a SQL database."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+
+import sqlalchemy as sa
+
+from ratchet.core.errors import UnknownName
+from ratchet.core.lesson import Lesson
+from ratchet.core.problem import canonical
+from ratchet.storage.sql import SqlArchive, Words, metadata
+
+lessons = sa.Table(
+    "lessons",
+    metadata,
+    sa.Column("tenant", sa.String(128), primary_key=True),
+    sa.Column("id", sa.String(32), primary_key=True),
+    sa.Column("created_at", sa.String(32), nullable=False, index=True),
+    sa.Column("lesson", Words, nullable=False),
+)
+
+
+@dataclass
+class MemoryLessons:
+    """Lessons for as long as the process lives."""
+
+    kept: dict[tuple[str, str], Lesson] = field(default_factory=dict)
+
+    def keep(self, lesson: Lesson) -> None:
+        """Keep a lesson; one with the same id and tenant is replaced."""
+        self.kept[lesson.tenant, lesson.id] = lesson
+
+    def lessons(self, tenant: str, *, limit: int = 500) -> list[Lesson]:
+        """The newest first."""
+        own = [each for each in self.kept.values() if each.tenant == tenant]
+        return sorted(own, key=lambda each: (each.created_at, each.id), reverse=True)[:limit]
+
+    def find(self, lesson_id: str, tenant: str) -> Lesson:
+        """One lesson; a unique beginning of its id will do."""
+        return _the_one(lesson_id, [each for each in self.lessons(tenant) if each.id.startswith(lesson_id)])
+
+    def forget(self, tenant: str, *, lesson_id: str | None = None) -> int:
+        """Remove one lesson, or all of a tenant; how many that were."""
+        gone = self.lessons(tenant, limit=len(self.kept)) if lesson_id is None else [self.find(lesson_id, tenant)]
+        for each in gone:
+            del self.kept[tenant, each.id]
+        return len(gone)
+
+
+class SqlLessons:
+    """Lessons in the database of an archive.
+
+    Raises:
+        StorageUnavailable: the database refuses.
+    """
+
+    def __init__(self, archive: SqlArchive) -> None:
+        self._archive = archive
+        with archive._alone(), archive._writing() as connection:
+            lessons.create(connection, checkfirst=True)
+
+    def keep(self, lesson: Lesson) -> None:
+        """Keep a lesson; one with the same id and tenant is replaced."""
+        values = {
+            "tenant": lesson.tenant,
+            "id": lesson.id,
+            "created_at": lesson.created_at.isoformat(),
+            "lesson": canonical(lesson.to_json()),
+        }
+        with self._archive._writing() as connection:
+            connection.execute(lessons.delete().where(_this(lesson.id, lesson.tenant)))
+            connection.execute(lessons.insert().values(**values))
+
+    def lessons(self, tenant: str, *, limit: int = 500) -> list[Lesson]:
+        """The newest first."""
+        query = lessons.select().where(lessons.c.tenant == tenant)
+        query = query.order_by(lessons.c.created_at.desc(), lessons.c.id.desc()).limit(limit)
+        with self._archive._writing() as connection:
+            return [_lesson(row) for row in connection.execute(query).mappings()]
+
+    def find(self, lesson_id: str, tenant: str) -> Lesson:
+        """One lesson; a unique beginning of its id will do."""
+        begins = sa.func.substr(lessons.c.id, 1, len(lesson_id)) == lesson_id
+        query = lessons.select().where(lessons.c.tenant == tenant, begins)
+        query = query.order_by(sa.func.length(lessons.c.id)).limit(2)
+        with self._archive._writing() as connection:
+            return _the_one(lesson_id, [_lesson(row) for row in connection.execute(query).mappings()])
+
+    def forget(self, tenant: str, *, lesson_id: str | None = None) -> int:
+        """Remove one lesson, or all of a tenant; how many that were."""
+        which = lessons.c.tenant == tenant
+        if lesson_id is not None:
+            which = _this(self.find(lesson_id, tenant).id, tenant)
+        with self._archive._writing() as connection:
+            return connection.execute(lessons.delete().where(which)).rowcount
+
+
+def _this(lesson_id: str, tenant: str) -> sa.ColumnElement[bool]:
+    return sa.and_(lessons.c.tenant == tenant, lessons.c.id == lesson_id)
+
+
+def _lesson(row: sa.RowMapping) -> Lesson:
+    return Lesson.from_json(json.loads(row["lesson"]))
+
+
+def _the_one(lesson_id: str, found: list[Lesson]) -> Lesson:
+    exact = [each for each in found if each.id == lesson_id]
+    if (len(found) != 1 and not exact) or not lesson_id:
+        problem = "more than one lesson begins" if found and lesson_id else "there is no lesson"
+        raise UnknownName(f"{problem} with id {lesson_id!r}; `ratchet lessons list` shows them")
+    return (exact or found)[0]

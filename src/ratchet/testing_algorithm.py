@@ -1,0 +1,193 @@
+"""A server of one algorithm behind a URL, for tests: it keeps the protocol, or breaks it in the way it was told.
+
+    with AlgorithmServer() as server:
+        ratchet.optimize(..., algorithm=server.url)     # RATCHET_ALGORITHM_HOSTS=127.0.0.1
+
+An algorithm is a generator here too: it yields requests as JSON data, receives replies as JSON data, and returns its
+finalists. ``climb`` is one.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import sys
+import threading
+import time
+from collections.abc import Callable, Generator
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import TracebackType
+from typing import Any, TypeAlias
+
+from ratchet.programs.remote_algorithm import signature
+
+JsonSearch: TypeAlias = Generator[dict[str, Any], Any, list[dict[str, Any]]]
+Answer: TypeAlias = dict[str, Any]
+
+
+class SpentError(Exception):
+    """The budget is spent."""
+
+
+def climb(problem: dict[str, Any], rng: random.Random) -> JsonSearch:
+    """Keep a rewrite of the instructions when it scores higher on a fresh minibatch."""
+    best, names = problem["seed"], list(problem["seed"]["predictors"])
+    train = problem["train"]
+    try:
+        for step in range(problem["budget"]["runs"] // 12):
+            name = names[step % len(names)]
+            batch = [each["key"] for each in rng.sample(train, k=min(6, len(train)))]
+            before = yield {"evaluate": {"candidate": best, "examples": batch}}
+            (text,) = yield {"generate": {"prompt": _prompt(best, name, before)}}
+            text = text.strip().strip("`").strip()
+            if not text:
+                continue
+            changed = {**best["predictors"], name: {**best["predictors"][name], "instructions": text}}
+            child = {"predictors": changed, "parents": [before["candidate"]], "origin": "climb: a rewrite"}
+            after = yield {"evaluate": {"candidate": child, "examples": batch}}
+            if after["mean"] > before["mean"]:
+                best = child
+    except SpentError:
+        pass
+    return [best]
+
+
+def _prompt(best: dict[str, Any], name: str, rows: dict[str, Any]) -> str:
+    feedback = [f"- {row['feedback']}" for row in rows["rows"] if (row["score"] or 0) < 1]
+    return "\n".join(
+        ("Improve these instructions:", best["predictors"][name]["instructions"], "They failed:", *feedback)
+    )
+
+
+@dataclass(kw_only=True)
+class AlgorithmServer:
+    """The server; a context manager that listens in a thread of this process.
+
+    Attributes:
+        search: The algorithm.
+        secret: What both sides know.
+        port: 0 for any free one.
+        at: The turn from which it misbehaves.
+        lies: Changes the answer to a message from that turn on; what it gives is signed as it should be.
+        body: When given, the body of the answer from that turn on, signed too.
+        signs_with: The secret it signs with from that turn on; its own where None.
+        late: Seconds that the timestamp is off from that turn on.
+        status: The HTTP status from that turn on.
+        location: Where it redirects to, with such a status.
+        hangs: Whether it gives no answer from that turn on.
+        drips: Whether it sends one byte now and then instead.
+        messages: What came in, in order.
+        refused: Messages that were not signed as they should be.
+    """
+
+    search: Callable[[dict[str, Any], random.Random], JsonSearch] = climb
+    secret: str = "a shared secret"
+    port: int = 0
+    at: int = 1
+    lies: Callable[[Answer], Answer] | None = None
+    body: bytes | None = None
+    signs_with: str | None = None
+    late: float = 0.0
+    status: int = 200
+    location: str | None = None
+    hangs: bool = False
+    drips: bool = False
+    messages: list[dict[str, Any]] = field(default_factory=list)
+    refused: int = 0
+
+    def __post_init__(self) -> None:
+        self._sessions: dict[str, JsonSearch] = {}
+        self._closing = threading.Event()
+        self._server: ThreadingHTTPServer | None = None
+
+    @property
+    def url(self) -> str:
+        """What to give as ``--algorithm``."""
+        return f"http://127.0.0.1:{self.port}/climb"
+
+    def start(self) -> AlgorithmServer:
+        """Listen."""
+        self._server = _Server(("127.0.0.1", self.port), _handler(self))
+        self.port = self._server.server_address[1]
+        threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+        return self
+
+    def close(self) -> None:
+        """Stop listening; what hangs is let go."""
+        self._closing.set()
+        if self._server is not None:
+            self._server.shutdown()
+            self._server.server_close()
+
+    __enter__ = start
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+    def answer(self, message: dict[str, Any]) -> Answer:
+        """The answer to one message, without any lie."""
+        name = message["session"]
+        try:
+            match message["kind"]:
+                case "start":
+                    self._sessions[name] = self.search(message["problem"], random.Random(message["seed"]))
+                    told: Answer = {"request": next(self._sessions[name])}
+                case "spent":
+                    told = {"request": self._sessions[name].throw(SpentError())}
+                case _:
+                    told = {"request": self._sessions[name].send(message["reply"])}
+        except StopIteration as end:
+            told = {"finalists": end.value}
+        return {"session": name, "turn": message["turn"], **told}
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A client that hung up is what some tests are about; anything else is told."""
+        if not isinstance(sys.exc_info()[1], OSError):
+            super().handle_error(request, client_address)
+
+
+def _handler(server: AlgorithmServer) -> type[BaseHTTPRequestHandler]:
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            raw = self.rfile.read(int(self.headers["Content-Length"]))
+            stamp = self.headers["Ratchet-Timestamp"]
+            if signature(server.secret, "message", stamp, raw) != self.headers["Ratchet-Signature"]:
+                server.refused += 1
+                self.send_error(403, "the signature does not fit")
+                return
+            message = json.loads(raw)
+            server.messages.append(message)
+            bad = message["turn"] >= server.at
+            if bad and server.hangs:
+                server._closing.wait()
+                return
+            answer = server.answer(message)
+            body = json.dumps(server.lies(answer) if bad and server.lies else answer).encode()
+            if bad and server.body is not None:
+                body = server.body
+            stamp = str(int(time.time() + (server.late if bad else 0)))
+            secret = server.signs_with if bad and server.signs_with is not None else server.secret
+            self.send_response(server.status if bad else 200)
+            if bad and server.location is not None:
+                self.send_header("Location", server.location)
+            self.send_header("Content-Length", str(len(body)))
+            self.send_header("Ratchet-Timestamp", stamp)
+            self.send_header("Ratchet-Signature", signature(secret, "answer", stamp, body))
+            self.end_headers()
+            if bad and server.drips:
+                for byte in body:
+                    self.wfile.write(bytes([byte]))
+                    if server._closing.wait(0.05):
+                        return
+            else:
+                self.wfile.write(body)
+
+        def log_message(self, format: str, *args: Any) -> None:
+            return
+
+    return Handler

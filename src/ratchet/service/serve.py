@@ -91,6 +91,8 @@ def serve(settings: Settings, *, host: str, port: int, with_worker: bool, say: C
             log_level="warning",
             timeout_graceful_shutdown=STOPPING_SECONDS,
             ws_max_size=65536,
+            proxy_headers=False,  # else whoever asks from this machine could tell the audit trail another origin
+            server_header=False,
         )
         with _on_signals(lambda: None):  # Uvicorn raises again, when it is done, what it was stopped by
             _Server(config, app.state.pulse).run()

@@ -71,6 +71,8 @@ async def follow(desk: Desk, pulse: Pulse, *, tenant: str, identity: str, after:
     It ends when the optimization has come to rest and all was told, or when the server stops.
     """
     place: int | None = None
+    seen = await asyncio.to_thread(desk.jobs.events, identity, after=after - 1, limit=1) if after > 0 else []
+    complete = bool(seen) and seen[0].kind == "ended"  # whether the last word was said
     with pulse.bell(identity) as bell:
         while not pulse.closed:
             bell.clear()  # before looking, so that nothing that comes now is slept through
@@ -79,10 +81,12 @@ async def follow(desk: Desk, pulse: Pulse, *, tenant: str, identity: str, after:
             for event in told:
                 yield event
                 after, place = event.sequence, event.place
+                complete = event.kind == "ended"
             if told:
                 continue
-            if job.ended:  # known before the events were read, so that none can have come since
+            if job.ended and complete:  # known before the events were read, so that none can have come since
                 return
+            complete = job.ended  # the last word comes a moment after the status, or never: a worker died between them
             yield None
             with suppress(TimeoutError):
                 await asyncio.wait_for(bell.wait(), PATIENCE_SECONDS)

@@ -293,4 +293,5 @@ async def test_the_same_search_over_the_same_rows_is_the_same() -> None:
         found = await first.runner.drive(search(first.toy.problem, rng=random.Random(3)))
         again = House(notebook=first.notebook)
         assert await again.runner.drive(search(again.toy.problem, rng=random.Random(3))) == found
-        assert again.program.ran == []
+        if not first.runner.called_off:  # else the rest of what was under way is begun once more
+            assert again.program.ran == []

@@ -200,8 +200,8 @@ class Optimizer:
             RatchetError: the world failed, the user stopped it, or the request cannot be carried out.
         """
         try:
-            baseline = await self._baseline()
-            preflight = await self._look_ahead(baseline)
+            baseline, again = await self._baseline()
+            preflight = self._look_ahead(baseline, again)
         except BudgetSpent as spent:
             return self._declined(f"the budget ended before the baseline was measured: {spent}")
         if preflight.objections and not self.job.request.force:
@@ -212,7 +212,8 @@ class Optimizer:
             return self._result("no_proven_gain", "the search found nothing better than the program as it is")
         return await self._prove(chosen)
 
-    async def _baseline(self) -> Evaluations:
+    async def _baseline(self) -> tuple[Evaluations, Evaluations | None]:
+        """The program as it is, on validation; and some rows twice, where the budget carries that."""
         job, constraints = self.job, self.job.request.constraints
         self._begin("baseline")
         first = job.validation[: min(PROBE, len(job.validation))]
@@ -228,9 +229,12 @@ class Optimizer:
         self.runner.calls_per_run = self.plan.calls_per_run
         self.validation = job.validation[: max(self.plan.validation, len(first))]
         self._emit("plan", **{name: getattr(self.plan, name) for name in self.plan.__dataclass_fields__})
-        baseline = await self.runner.evaluate(job.seed, self.validation)
+        parts = [Evaluate(job.seed, self.validation)]
+        if self.plan.search_runs > 10 * PROBE:
+            parts.append(Evaluate(job.seed, first, repeats=2))
+        baseline, *again = await self.runner.answer(Together(tuple(parts)))
         self._complain(baseline)
-        return baseline
+        return baseline, again[0] if again else None
 
     def _complain(self, baseline: Evaluations) -> None:
         """Refuse to go on when no run of the baseline could be scored because of the metric or the program."""
@@ -243,13 +247,11 @@ class Optimizer:
         if kinds == {"raised"} or kinds == {"refused"}:
             raise UserError(f"the program failed on every validation example; the first time: {failures[0].message}")
 
-    async def _look_ahead(self, baseline: Evaluations) -> Preflight:
+    def _look_ahead(self, baseline: Evaluations, again: Evaluations | None) -> Preflight:
         assert self.plan is not None
         repeated: list[list[float]] = []
         rows = {(row.example.key, row.repeat): row for row in baseline}
-        if self.plan.search_runs > 10 * PROBE:
-            self._begin("preflight")
-            again = await self.runner.evaluate(self.job.seed, self.validation[:PROBE], repeats=2)
+        if again is not None:
             rows |= {(row.example.key, row.repeat): row for row in again}
             scores = again.scores
             repeated = [list(scores[index : index + 2]) for index in range(0, len(scores), 2)]

@@ -89,7 +89,6 @@ def test_traces_that_go_nowhere_are_refused() -> None:
 
 
 def prometheus(paces: Paces | None = None) -> PrometheusObserver:
-    pytest.importorskip("prometheus_client")
     return PrometheusObserver((paces or Paces()).snapshots)
 
 
@@ -153,7 +152,6 @@ def test_two_observers_do_not_share_their_counts() -> None:
 
 @pytest.mark.parametrize("metrics", ["localhost", "localhost:http", "127.0.0.1:70000", "yes"])
 def test_metrics_at_no_address_are_refused(metrics: str) -> None:
-    pytest.importorskip("prometheus_client")
     with pytest.raises(BadRequest, match="HOST:PORT"):
         observer_from(metrics=metrics)
 
@@ -263,7 +261,6 @@ def test_two_observers_are_told_the_same() -> None:
 
 
 def test_metrics_and_traces_can_be_asked_for_together() -> None:
-    pytest.importorskip("prometheus_client")
     observer = observer_from(metrics="on", traces="on")
     assert isinstance(observer, telemetry.Observers)
     assert [type(each) for each in observer.observers] == [PrometheusObserver, OpenTelemetryObserver]

@@ -18,7 +18,7 @@ from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 
-from ratchet.bootstrap import known_algorithms
+from ratchet.run import known_algorithms
 from ratchet.testing_runs import HOPELESS, hopeless_run
 
 

@@ -242,7 +242,7 @@ def test_help_is_quick_and_imports_nothing_heavy() -> None:
     code = (
         "import sys; from typer.testing import CliRunner; from ratchet.cli.app import app; "
         "assert CliRunner().invoke(app, ['--help']).exit_code == 0; "
-        "print({'dspy', 'numpy', 'sqlalchemy', 'mlflow', 'pydantic', 'ratchet.bootstrap'} & set(sys.modules))"
+        "print({'dspy', 'numpy', 'sqlalchemy', 'mlflow', 'pydantic', 'ratchet.run'} & set(sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import typer
 
-from ratchet.bootstrap import known_algorithms
 from ratchet.cli.app import app
+from ratchet.run import known_algorithms
 from ratchet.settings import Settings
 
 DOCS = Path(__file__).parents[1] / "docs"

@@ -54,7 +54,7 @@ ROOMS = {
     "engine": {"core", "engine", "programs"},
     "analytics": {"core", "engine", "analytics"},
     "storage": {"core", "engine", "programs", "storage"},
-    "service": {"core", "storage", "service", "desk", "settings", "bootstrap"},
+    "service": {"core", "storage", "service", "desk", "settings", "options", "bootstrap"},
 }
 """What each room may import."""
 

@@ -10,8 +10,8 @@ import pytest
 from typer.testing import CliRunner
 
 from ratchet.analytics.knowledge import is_held_out
-from ratchet.bootstrap import Run
 from ratchet.cli.app import app
+from ratchet.run import Run
 from ratchet.storage.lessons import SqlLessons
 from ratchet.storage.sql import SqlArchive
 from ratchet.testing_runs import again, begin, carry_out, database, splits

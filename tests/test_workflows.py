@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 
-from ratchet.bootstrap import Options, new_worker
+from ratchet.bootstrap import new_worker
 from ratchet.core.errors import Conflict
 from ratchet.desk import Desk
+from ratchet.options import Options
 from ratchet.settings import Settings
 from ratchet.storage.jobs import Job
 from ratchet.storage.sql import SqlArchive

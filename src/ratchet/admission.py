@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from fnmatch import fnmatchcase
 from typing import Any
 
-from ratchet.bootstrap import Options
 from ratchet.core.errors import BadRequest, Denied
+from ratchet.options import Options
 from ratchet.programs.targets import SECTION
 from ratchet.settings import Settings
 

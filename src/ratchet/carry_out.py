@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from ratchet.bootstrap import Run, identities
 from ratchet.core.errors import Cancelled
 from ratchet.core.result import OptimizationResult
 from ratchet.engine.certificate import load_or_make_key
 from ratchet.publish import publish
+from ratchet.run import Run, identities
 from ratchet.settings import Settings
 from ratchet.tracking import Tracker
 

@@ -17,7 +17,6 @@ from datetime import UTC, datetime
 from itertools import combinations, count
 from typing import Any
 
-from ratchet.bootstrap import Given, Options, Prepared, Run, identities, new_run, prepare, resumed_run
 from ratchet.core.errors import BadRequest, Cancelled, RatchetError, UnknownName, UserError, WorldFailure
 from ratchet.core.evaluation import Evaluation, Evaluations
 from ratchet.core.problem import Candidate, Example, content_hash
@@ -26,8 +25,10 @@ from ratchet.core.statistics import Comparison, compare_paired, holm
 from ratchet.engine.archive import Notebook, Optimization
 from ratchet.engine.report import Measure
 from ratchet.engine.runner import Runner
+from ratchet.options import Options
 from ratchet.programs import loop
 from ratchet.publish import side
+from ratchet.run import Given, Prepared, Run, identities, new_run, prepare, resumed_run
 from ratchet.settings import Settings
 from ratchet.storage.sql import SqlArchive
 

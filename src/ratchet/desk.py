@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ratchet.admission import check_options, check_target
-from ratchet.bootstrap import Given, Options, new_run
 from ratchet.core.access import Actor
 from ratchet.core.errors import BadRequest
 from ratchet.engine.archive import Event
+from ratchet.options import Options
 from ratchet.programs.datasets import read_rows
 from ratchet.programs.targets import resolve_target
+from ratchet.run import Given, new_run
 from ratchet.settings import Settings
 from ratchet.storage.audit import Audit, state_hash
 from ratchet.storage.jobs import Job, Jobs, Wanted

@@ -16,7 +16,7 @@ from ratchet.engine.hygiene import Guard
 from ratchet.engine.optimize import Optimizer
 
 if TYPE_CHECKING:
-    from ratchet.bootstrap import Run
+    from ratchet.run import Run
 
 GUARDED = {"ngram": 5, "least_words": 1}
 """Stricter than in the search, where a word of an example does no harm: a lesson outlives its data."""

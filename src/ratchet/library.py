@@ -11,7 +11,7 @@ from typing import Any
 
 import dspy
 
-from ratchet.bootstrap import Given, Options, Run, examples_for, new_run, open_archive
+from ratchet.bootstrap import open_archive
 from ratchet.carry_out import carry_out
 from ratchet.catalogue import a_search
 from ratchet.contest import Contest, contest
@@ -20,9 +20,11 @@ from ratchet.core.errors import BadData, BadRequest
 from ratchet.core.problem import Example
 from ratchet.core.result import OptimizationResult
 from ratchet.engine.archive import Event
+from ratchet.options import Options
 from ratchet.programs.datasets import Row, assemble, read_rows
 from ratchet.programs.dspy_program import plain
 from ratchet.publish import check_folder, final_program
+from ratchet.run import Given, Run, examples_for, new_run
 from ratchet.settings import Settings
 
 Data = str | Path | Iterable[dspy.Example | Mapping[str, Any]]
@@ -88,7 +90,7 @@ def optimize(
         seed: Seeds the splits, the search and the statistics.
         out: Folder for result, program, certificate and report.
         on_event: Told of what happens, from any thread.
-        **options: Further fields of ``ratchet.bootstrap.Options``.
+        **options: Further fields of ``ratchet.options.Options``.
 
     Raises:
         UserError: something given cannot be used.

@@ -12,17 +12,18 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from ratchet.bootstrap import Given, Options, Run, examples_for, identities, prepare
 from ratchet.core.errors import BadRequest, Cancelled
 from ratchet.core.evaluation import Evaluation, Evaluations
 from ratchet.core.problem import Example
 from ratchet.engine.archive import Archive, Event, Optimization
 from ratchet.engine.report import Side
 from ratchet.engine.runner import Runner
+from ratchet.options import Options
 from ratchet.programs import loop
 from ratchet.programs.datasets import Splits, read_rows, without_duplicates
 from ratchet.programs.targets import resolve_target
 from ratchet.publish import side
+from ratchet.run import Given, Run, examples_for, identities, prepare
 from ratchet.settings import Settings
 from ratchet.storage.memory import MemoryNotebook
 

@@ -14,7 +14,6 @@ from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from ratchet.bootstrap import Options, Run, identities
 from ratchet.core.errors import BadRequest, CertificateInvalid, UnknownName
 from ratchet.core.evaluation import Evaluation
 from ratchet.core.problem import Candidate
@@ -22,7 +21,9 @@ from ratchet.core.result import OptimizationResult
 from ratchet.core.statistics import Comparison, compare_paired, mean_interval, relative_change
 from ratchet.engine import certificate, report
 from ratchet.engine.archive import Archive, Notebook
+from ratchet.options import Options
 from ratchet.programs.targets import save_program
+from ratchet.run import Run, identities
 
 RESULT, PROGRAM, CERTIFICATE, REPORT = "result.json", "program.json", "certificate.json", "report.html"
 UNPROVEN = "unproven-program.json"

@@ -20,14 +20,15 @@ from typing import Any
 import sqlalchemy as sa
 
 from ratchet.algorithms import NATIVE
-from ratchet.bootstrap import Given, Options, Run, new_run, prepare, resumed_run
 from ratchet.core.errors import BudgetSpent, RatchetError
 from ratchet.core.evaluation import Evaluation, Step, Usage
 from ratchet.core.problem import Candidate, Example, FieldSpec, PredictorSpec, PredictorState, content_hash
 from ratchet.core.request import Constraints, OptimizationRequest, Target
 from ratchet.core.result import OptimizationResult
 from ratchet.engine.optimize import Algorithms, Job, Optimizer
+from ratchet.options import Options
 from ratchet.programs.datasets import Splits
+from ratchet.run import Given, Run, new_run, prepare, resumed_run
 from ratchet.settings import Settings
 from ratchet.storage.memory import MemoryNotebook
 from ratchet.storage.sql import SqlArchive, optimizations, replies

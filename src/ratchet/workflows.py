@@ -23,7 +23,6 @@ from dbos import DBOS, DBOSClient, DBOSConfig, EnqueueOptions
 from dbos._serialization import DBOSPortableJSON
 from filelock import FileLock
 
-from ratchet.bootstrap import Given, Run, resumed_run
 from ratchet.carry_out import carry_out
 from ratchet.core.access import Actor
 from ratchet.core.errors import Cancelled, InUse, RatchetError, StorageUnavailable
@@ -31,6 +30,7 @@ from ratchet.core.result import OptimizationResult, Status
 from ratchet.engine.archive import Event
 from ratchet.engine.certificate import load_or_make_key
 from ratchet.publish import publish
+from ratchet.run import Given, Run, resumed_run
 from ratchet.settings import Settings
 from ratchet.storage.jobs import Job, Jobs
 from ratchet.storage.sql import SqlArchive

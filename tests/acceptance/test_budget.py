@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from ratchet.bootstrap import known_algorithms
 from ratchet.core.problem import Candidate
+from ratchet.run import known_algorithms
 from ratchet.testing_runs import Outcome, optimize, reserved
 from ratchet.testing_server import StubServer
 

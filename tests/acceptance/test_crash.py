@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from ratchet.algorithms import NATIVE
-from ratchet.bootstrap import known_algorithms
+from ratchet.run import known_algorithms
 from ratchet.testing_runs import Outcome, again, begin, carry_out, identity, optimize, recorded, reserved, status, work
 from ratchet.testing_server import StubServer
 

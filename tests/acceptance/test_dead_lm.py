@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from ratchet.bootstrap import known_algorithms
 from ratchet.core.errors import LmUnavailable
+from ratchet.run import known_algorithms
 from ratchet.testing_runs import Outcome, optimize
 from ratchet.testing_server import StubServer
 

@@ -13,8 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from ratchet.bootstrap import Options, new_worker
+from ratchet.bootstrap import new_worker
 from ratchet.desk import Desk
+from ratchet.options import Options
 from ratchet.settings import Settings
 from ratchet.storage.jobs import Job
 from ratchet.storage.sql import SqlArchive

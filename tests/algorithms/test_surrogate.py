@@ -27,10 +27,11 @@ from ratchet.algorithms.surrogate import (
     hyperband,
     surrogate,
 )
-from ratchet.bootstrap import Given, Options, prepare
 from ratchet.core.algorithm import Algorithm
 from ratchet.core.errors import BadRequest
 from ratchet.core.problem import Problem
+from ratchet.options import Options
+from ratchet.run import Given, prepare
 from ratchet.settings import Settings
 from ratchet.testing import SyntheticProblem
 

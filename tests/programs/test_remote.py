@@ -17,12 +17,12 @@ from typing import Any
 import dspy
 import pytest
 
-from ratchet.bootstrap import Run
 from ratchet.core.errors import BadRequest, LmUnavailable, UnknownName
 from ratchet.core.result import OptimizationResult
 from ratchet.programs.agent_spec import AgentSpec, Unreadable, parse, pointed
 from ratchet.programs.remote import RemoteAgent
 from ratchet.programs.targets import load_program, resolve_target, save_program
+from ratchet.run import Run
 from ratchet.testing_agent import AgentServer
 from ratchet.testing_runs import again, begin, carry_out, identity, splits, work
 from ratchet.testing_server import MAGIC, StubServer

@@ -20,14 +20,15 @@ import pydantic
 import pytest
 
 import ratchet
-from ratchet.bootstrap import Given, Options, Run, new_run
 from ratchet.core.errors import BadRequest
 from ratchet.core.problem import Example
 from ratchet.core.result import OptimizationResult
+from ratchet.options import Options
 from ratchet.programs.datasets import Splits
 from ratchet.programs.dspy_program import input_names, output_names, state_of
 from ratchet.programs.targets import save_program
 from ratchet.programs.tools import MARK
+from ratchet.run import Given, Run, new_run
 from ratchet.settings import Settings
 from ratchet.testing_a2a import served
 from ratchet.testing_agent import TEXT, AgentServer

@@ -121,8 +121,8 @@ def optimize(
     also when no gain could be proven: then the program stays as it is, and the reason is told.
     """
     settings = _settings(ctx, no_mlflow=no_mlflow)
-    from ratchet.bootstrap import Options
     from ratchet.cli import work
+    from ratchet.options import Options
 
     options = Options(
         target=target,
@@ -207,8 +207,8 @@ def evaluate(
     if (data is None) == (test is None):
         raise BadRequest("give the examples with --data FILE or with --test FILE, one of them")
     settings = _settings(ctx)
-    from ratchet.bootstrap import Options
     from ratchet.cli import work
+    from ratchet.options import Options
 
     options = Options(
         target=target,
@@ -321,9 +321,9 @@ def demo(
 ) -> None:
     """Optimize the program that comes with Ratchet on its own data, with a small model on this machine: no key."""
     settings = _settings(ctx, no_mlflow=no_mlflow)
-    from ratchet.bootstrap import Options
     from ratchet.cli import work
     from ratchet.demo import DATA
+    from ratchet.options import Options
 
     if lm == "local":
         from ratchet.programs.lm import DEFAULT_LOCAL, pull

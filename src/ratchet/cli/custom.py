@@ -160,8 +160,8 @@ def compare(
     stopped. An algorithm that fails has a line that says why. Ends with 0 when there is something to compare.
     """
     settings = begin(ctx, no_mlflow=no_mlflow)
-    from ratchet.bootstrap import Options
     from ratchet.cli import work
+    from ratchet.options import Options
 
     def text(path: Path | None) -> str | None:
         return None if path is None else str(path)

@@ -9,7 +9,6 @@ from typing import Any
 from rich.markup import escape
 
 from ratchet.algorithms import NATIVE
-from ratchet.bootstrap import AUTO, Options
 from ratchet.catalogue import listed
 from ratchet.cli import render, work
 from ratchet.cli.errors import say
@@ -18,6 +17,7 @@ from ratchet.contest import KIND, Contest
 from ratchet.core.errors import UnknownName
 from ratchet.core.result import Front, OptimizationResult
 from ratchet.engine.archive import Optimization
+from ratchet.options import AUTO, Options
 from ratchet.programs.lm import LOCAL_MODELS
 from ratchet.programs.teleprompter import TELEPROMPTERS
 from ratchet.publish import measured, prompt_diff

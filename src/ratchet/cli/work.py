@@ -14,8 +14,7 @@ from typing import Any
 import typer
 from rich.console import Console
 
-from ratchet import bootstrap
-from ratchet.bootstrap import Given, Options, Run, open_archive
+from ratchet.bootstrap import open_archive
 from ratchet.carry_out import carry_out
 from ratchet.cli import render
 from ratchet.cli.errors import STOPPED, exit_code, say
@@ -24,7 +23,9 @@ from ratchet.core.errors import Cancelled, RatchetError, WorldFailure
 from ratchet.core.result import OptimizationResult
 from ratchet.engine.archive import Archive
 from ratchet.engine.certificate import load_or_make_key
+from ratchet.options import Options
 from ratchet.publish import check_folder, measured, publish
+from ratchet.run import Given, Run, new_run, resumed_run
 from ratchet.settings import Settings
 
 
@@ -62,7 +63,7 @@ def optimize(options: Options, *, out: Path | None, as_json: bool, settings: Set
         check_folder(out)
     archive = open_archive(settings)
     _carry_out(
-        lambda listen: bootstrap.new_run(options, Given(), settings, archive, emit=listen),
+        lambda listen: new_run(options, Given(), settings, archive, emit=listen),
         options,
         out=out,
         as_json=as_json,
@@ -80,7 +81,7 @@ def resume(identity: str, *, out: Path | None, as_json: bool, settings: Settings
     ended = stored.result is not None and "optimization_id" in stored.result
     result = OptimizationResult.from_json(stored.result) if ended and stored.result else None
     _carry_out(
-        lambda listen: bootstrap.resumed_run(stored.id, Given(), settings, archive, emit=listen),
+        lambda listen: resumed_run(stored.id, Given(), settings, archive, emit=listen),
         options,
         out=out,
         as_json=as_json,

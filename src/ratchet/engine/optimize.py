@@ -79,7 +79,7 @@ class Algorithms:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
-    """All that one optimization works with; built once, in ``ratchet.bootstrap``.
+    """All that one optimization works with; built once, in ``ratchet.run``.
 
     Attributes:
         id: The optimization's id.

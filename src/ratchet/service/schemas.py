@@ -9,10 +9,10 @@ from typing import Annotated, Any, Generic, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from ratchet.bootstrap import Options
 from ratchet.core.errors import BadRequest
 from ratchet.core.request import MetricName, Scope, TargetType
 from ratchet.core.result import Status
+from ratchet.options import Options
 from ratchet.storage.audit import Entry
 from ratchet.storage.jobs import Job
 from ratchet.storage.shelf import Dataset, StoredTarget

@@ -1,11 +1,12 @@
 """What each algorithm gains on public tasks with real local LMs, at equal calls. Long; interrupt and resume at will.
 
-Usage: python -m bench.gain [--tasks trec,facility_support] [--algorithms gepa,miprov2,dspy.gepa,dspy.miprov2]
+Usage: python -m bench.gain [--tasks trec,subj,...] [--full | --algorithms auto,gepa,miprov2,dspy.gepa,dspy.miprov2]
                             [--max-calls 400] [--table-only]
 
 Task LM qwen-0.5b, reflection LM qwen-1.5b, both as GGUF files in --models. Every run is `ratchet optimize` as a user
 types it. Its own sealed test has as many pairs as the budget pays for; the winner is then measured once more on all
-test rows the task has, beside the baseline, outside the budget. The table goes to standard output and RESULTS.md.
+test rows the task has, beside the baseline, outside the budget. The table, and what each algorithm gained over the tasks
+it was run on, go to standard output and RESULTS.md.
 """
 
 from __future__ import annotations
@@ -21,10 +22,12 @@ from typing import Any
 
 from bench.tasks import TASKS, Task
 from ratchet.core.statistics import compare_paired
+from ratchet.run import known_algorithms
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "gain"
 MODELS = {"task": "qwen2.5-coder-0.5b-instruct-q4_k_m.gguf", "reflection": "qwen2.5-coder-1.5b-instruct-q4_k_m.gguf"}
+PEERS = ("dspy.gepa", "dspy.miprov2")
 START, END = "<!-- bench-gain -->", "<!-- /bench-gain -->"
 
 
@@ -128,6 +131,35 @@ def table(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def summary(rows: list[dict[str, Any]]) -> str:
+    """What each algorithm gained over its tasks, as a Markdown table.
+
+    The relative gain of a task whose baseline is 0 is not defined; the mean is over the others. "ahead of" counts the
+    tasks, of those that both were run on, on which the winner scored higher, equal and lower.
+    """
+    found = {(row["task"], row["algorithm"]): row for row in rows}
+    peers = [name for name in PEERS if any(name == algorithm for _, algorithm in found)]
+    lines = [
+        "| algorithm | tasks | mean relative gain | gains with p < 0.05 |"
+        + "".join(f" ahead of {peer} |" for peer in peers),
+        "|---|---|---|---|" + "---|" * len(peers),
+    ]
+    for algorithm in dict.fromkeys(row["algorithm"] for row in rows):
+        own = [row for row in rows if row["algorithm"] == algorithm]
+        relative = [row["effect"] / row["baseline"] for row in own if row["baseline"]]
+        mean = f"{sum(relative) / len(relative):+.1%}" if relative else "not defined"
+        proven = sum(row["p_value"] < 0.05 and row["effect"] > 0 for row in own)
+        cells = [algorithm, str(len(own)), mean, f"{proven} of {len(own)}"]
+        for peer in peers:
+            both = [
+                (row["optimized"], found[row["task"], peer]["optimized"]) for row in own if (row["task"], peer) in found
+            ]
+            ahead, behind = sum(a > b for a, b in both), sum(a < b for a, b in both)
+            cells.append("-" if peer == algorithm else f"{ahead}, {len(both) - ahead - behind}, {behind}")
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
 def publish(text: str) -> None:
     """Put the table where RESULTS.md keeps it."""
     page = HERE / "RESULTS.md"
@@ -139,14 +171,17 @@ def publish(text: str) -> None:
 def main() -> None:
     """Run what is missing, then print and publish the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tasks", default="trec,facility_support")
-    parser.add_argument("--algorithms", default="gepa,miprov2,dspy.gepa,dspy.miprov2")
+    parser.add_argument("--tasks", default=",".join(TASKS))
+    parser.add_argument("--algorithms", default="auto,gepa,miprov2,dspy.gepa,dspy.miprov2")
+    parser.add_argument("--full", action="store_true", help="every algorithm there is")
     parser.add_argument("--max-calls", type=int, default=400)
     parser.add_argument("--models", type=Path, default=Path.home() / ".cache" / "ratchet" / "models")
     parser.add_argument("--work", type=Path, default=Path(".ratchet") / "bench-gain")
     parser.add_argument("--table-only", action="store_true", help="print what was measured before, run nothing")
     options = parser.parse_args()
     RESULTS.mkdir(parents=True, exist_ok=True)
+    if options.full:
+        options.algorithms = ",".join(("auto", *known_algorithms()))
     rows = []
     for task in options.tasks.split(","):
         for algorithm in options.algorithms.split(","):
@@ -162,7 +197,7 @@ def main() -> None:
                 kept.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
             if kept.exists():
                 rows.append(json.loads(kept.read_text(encoding="utf-8")))
-            text = table(rows)
+            text = f"{table(rows)}\n\n{summary(rows)}"
             publish(text)
     print(text)
 

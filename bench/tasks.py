@@ -37,7 +37,8 @@ class Task:
     """A task as ``ratchet optimize`` takes it.
 
     Attributes:
-        name: Its name, and its folder under ``DATA``.
+        name: Its name.
+        folder: Its folder under ``DATA``; its name when left out.
         target: The program.
         metric: The metric.
         rows: How many rows of train, validation and test are used; files are shuffled, so the first are a sample.
@@ -49,6 +50,7 @@ class Task:
     metric: str
     rows: tuple[int, int, int]
     prepare: Callable[[dict[str, Any]], dict[str, Any]]
+    folder: str = ""
 
     def write(self, folder: Path) -> dict[str, Path]:
         """Write the rows that are used, one file a split; their paths by split."""
@@ -56,7 +58,9 @@ class Task:
         paths = {}
         sources = {"train": "train", "validation": "val", "test": "test"}
         for (split, source), count in zip(sources.items(), self.rows, strict=True):
-            lines = (DATA / self.name / f"{source}.jsonl").read_text(encoding="utf-8").splitlines()[:count]
+            lines = (
+                (DATA / (self.folder or self.name) / f"{source}.jsonl").read_text(encoding="utf-8").splitlines()[:count]
+            )
             path = folder / f"{self.name}-{split}.jsonl"
             rows = [json.dumps(self.prepare(json.loads(line))) for line in lines]
             path.write_text("\n".join(rows) + "\n", encoding="utf-8")
@@ -67,6 +71,16 @@ class Task:
 def trec() -> dspy.Module:
     """Question classification as people first write it."""
     return dspy.Predict(dspy.Signature("text -> label_name: Label", custom_types={"Label": TREC_LABELS}))
+
+
+def subj() -> dspy.Module:
+    """Whether a sentence of a film review tells a fact or an opinion."""
+    return dspy.Predict("text -> label: Literal['objective', 'subjective']")
+
+
+def induction() -> dspy.Module:
+    """A program that is told nothing of its task: what it is must be found out from examples."""
+    return dspy.Predict("input -> output")
 
 
 def facility() -> dspy.Module:
@@ -97,19 +111,46 @@ def facility_score(example: dspy.Example, prediction: dspy.Prediction, trace: An
 
 _HERE = Path(__file__).resolve()
 
+INDUCED = (
+    *("antonyms", "larger_animal", "negation", "num_to_verbal"),
+    *("orthography_starts_with", "second_word_letter", "sentiment", "singular_to_plural"),
+)
+"""Eight tasks of instruction induction, chosen for short answers before anything was run on them."""
+
 TASKS = {
-    "trec": Task(
-        name="trec",
-        target=f"{_HERE}:trec",
-        metric="exact_match:label_name",
-        rows=(150, 60, 150),
-        prepare=lambda row: {"text": row["text"], "label_name": row["label_name"]},
-    ),
-    "facility_support": Task(
-        name="facility_support",
-        target=f"{_HERE}:facility",
-        metric=f"{_HERE}:facility_score",
-        rows=(66, 66, 68),
-        prepare=lambda row: {name: row[name] for name in ("message", "urgency", "sentiment", "categories")},
-    ),
+    each.name: each
+    for each in (
+        Task(
+            name="trec",
+            target=f"{_HERE}:trec",
+            metric="exact_match:label_name",
+            rows=(150, 60, 150),
+            prepare=lambda row: {"text": row["text"], "label_name": row["label_name"]},
+        ),
+        Task(
+            name="subj",
+            target=f"{_HERE}:subj",
+            metric="exact_match:label",
+            rows=(150, 60, 150),
+            prepare=lambda row: {"text": row["text"], "label": row["label"]},
+        ),
+        Task(
+            name="facility_support",
+            target=f"{_HERE}:facility",
+            metric=f"{_HERE}:facility_score",
+            rows=(66, 66, 68),
+            prepare=lambda row: {name: row[name] for name in ("message", "urgency", "sentiment", "categories")},
+        ),
+        *(
+            Task(
+                name=name,
+                folder=f"instruction_induction/{name}",
+                target=f"{_HERE}:induction",
+                metric="exact_match:output",
+                rows=(150, 60, 150),
+                prepare=lambda row: {"input": row["input"], "output": row["output"]},
+            )
+            for name in INDUCED
+        ),
+    )
 }

@@ -5,7 +5,7 @@ Usage: python -m bench.gain [--tasks trec,subj,...] [--full | --algorithms auto,
 
 Task LM qwen-0.5b, reflection LM qwen-1.5b, both as GGUF files in --models. Every run is `ratchet optimize` as a user
 types it. Its own sealed test has as many pairs as the budget pays for; the winner is then measured once more on all
-test rows the task has, beside the baseline, outside the budget. The table, and what each algorithm gained over its tasks,
+test rows the task has, beside the baseline, outside the budget. The table, and what each gained over all its tasks,
 go to standard output and RESULTS.md.
 """
 

@@ -28,7 +28,9 @@ from ratchet.engine.polish import Polish, kept_calls
 from ratchet.engine.runner import Ledger, Program, Runner
 
 PROBE = 4
-"""Examples run first, to learn how many calls one run takes."""
+"""Examples run first, at least, to learn how many calls one run takes."""
+CALLS_PER_PROBE = 25
+"""Calls of the budget for each example of a larger probe."""
 
 
 class StagedLedger(Ledger, Protocol):
@@ -216,11 +218,11 @@ class Optimizer:
         """The program as it is, on validation; and some rows twice, where the budget carries that."""
         job, constraints = self.job, self.job.request.constraints
         self._begin("baseline")
-        first = job.validation[: min(PROBE, len(job.validation))]
+        first = job.validation[: probe_size(len(job.validation), job.concurrency, constraints.max_calls)]
         probe = await self.runner.evaluate(job.seed, first)
         self.plan = make_plan(
             max_calls=constraints.max_calls,
-            spent=round(probe.calls * len(probe)),
+            spent=round(probe.calls * min(PROBE, len(first))),  # the others are counted as validation
             calls_per_run=probe.calls,
             validation=len(job.validation),
             test=len(job.test),
@@ -231,7 +233,7 @@ class Optimizer:
         self._emit("plan", **{name: getattr(self.plan, name) for name in self.plan.__dataclass_fields__})
         parts = [Evaluate(job.seed, self.validation)]
         if self.plan.search_runs > 10 * PROBE:
-            parts.append(Evaluate(job.seed, first, repeats=2))
+            parts.append(Evaluate(job.seed, self.validation[:PROBE], repeats=2))
         baseline, *again = await self.runner.answer(Together(tuple(parts)))
         self._complain(baseline)
         return baseline, again[0] if again else None
@@ -581,6 +583,18 @@ class Optimizer:
 def _gist(event: Event) -> str:
     """What ``event`` tells, without the calls that were counted then: a replay counts those of the future too."""
     return canonical([event.kind, {name: value for name, value in event.payload.items() if name != "calls"}])
+
+
+def probe_size(n_validation: int, slots: int, max_calls: int | None) -> int:
+    """Examples on which calls per run are measured before anything is planned.
+
+    A few; more where they are a small part of the budget and what is left of validation then fills the slots.
+
+    >>> probe_size(100, 64, 1000), probe_size(100, 64, 400), probe_size(40, 1, 400), probe_size(3, 8, None)
+    (36, 16, 4, 3)
+    """
+    over = n_validation % slots
+    return min(n_validation, max(PROBE, over if max_calls is None else min(over, max_calls // CALLS_PER_PROBE)))
 
 
 def utility(evaluations: Evaluations, baseline: Evaluations, request: OptimizationRequest) -> float:

@@ -156,8 +156,7 @@ def create_app(desk: Desk, *, work: Callable[[], Any] | None = None, stop: Calla
         "ratchet_http_seconds", "Seconds of requests.", ("route", "method", "status"), registry=registry
     )
     app.add_middleware(Limits, max_bytes=int(desk.settings.max_body_kb * 1024), seconds=seconds)
-    app.include_router(routes.router)
-    app.include_router(routes.live)
-    app.include_router(house)
+    for router in (*routes.ROUTERS, house):
+        app.include_router(router)
     problems.install(app)
     return app

@@ -1,0 +1,23 @@
+"""What the routes have in common."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query
+
+from ratchet.service import problems, schemas
+
+PREFIX = "/api/v1"
+Cursor = Annotated[str | None, Query(max_length=200, description="The `next` of an earlier page.")]
+Limit = Annotated[int, Query(ge=1, le=500)]
+
+_PROBLEMS: dict[int | str, dict[str, Any]] = {
+    code: {"model": schemas.ProblemOut, "content": {problems.MEDIA_TYPE: {}}, "description": problems.TITLES[code]}
+    for code in (400, 401, 403, 404, 409, 413, 422)
+}
+
+
+def new_router(tag: str) -> APIRouter:
+    """A router of API v1; its routes stand under ``tag`` in the OpenAPI document."""
+    return APIRouter(prefix=PREFIX, tags=[tag], responses=_PROBLEMS)

@@ -1,0 +1,85 @@
+"""Data sets: uploaded, versioned."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Annotated
+
+from fastapi import Header, Query, Request, Response
+from starlette.concurrency import run_in_threadpool
+
+from ratchet.core.errors import BadRequest, RatchetError, TooLarge
+from ratchet.desk import UPLOADS
+from ratchet.service import schemas
+from ratchet.service.access import Developer, TheDesk, Viewer
+from ratchet.service.routes.common import PREFIX, Cursor, Limit, new_router
+
+router = new_router("data sets")
+
+
+@router.post(
+    "/datasets",
+    status_code=201,
+    responses={200: {"model": schemas.DatasetOut, "description": "The same rows are there already."}},
+    openapi_extra={
+        "requestBody": {
+            "required": True,
+            "content": {kind: {"schema": {"type": "string", "format": "binary"}} for kind in UPLOADS},
+        }
+    },
+)
+async def keep_dataset(
+    request: Request,
+    response: Response,
+    desk: TheDesk,
+    actor: Developer,
+    name: Annotated[str, Query(min_length=1, max_length=100)],
+    content_type: Annotated[str, Header(alias="Content-Type")] = "",
+) -> schemas.DatasetOut:
+    """Keep the rows that are sent as the body; its Content-Type says how they are written."""
+    kind = content_type.partition(";")[0].strip().lower()
+    if kind not in UPLOADS:
+        raise BadRequest(
+            f"Content-Type is {kind!r}; send one of {', '.join(UPLOADS)}", field="Content-Type", value=kind
+        )
+    with tempfile.TemporaryDirectory(prefix="ratchet-upload-") as folder:
+        file = Path(folder) / f"{'upload'}{UPLOADS[kind]}"
+        await _receive(request, file, limit=int(desk.settings.max_upload_mb * 2**20))
+        try:
+            dataset, new = await run_in_threadpool(desk.keep_dataset, actor, name, file)
+        except RatchetError as error:
+            raise type(error)(str(error).replace(str(file), name), **error.values) from error
+    response.status_code = 201 if new else 200
+    response.headers["Location"] = f"{PREFIX}/datasets/{dataset.id}"
+    return schemas.DatasetOut.of(dataset)
+
+
+async def _receive(request: Request, file: Path, *, limit: int) -> None:
+    """Write the body to ``file`` as it comes."""
+    size = 0
+    with file.open("wb") as out:
+        async for chunk in request.stream():
+            size += len(chunk)
+            if size > limit:
+                raise TooLarge(
+                    f"the body is larger than {limit} bytes; send less, or have RATCHET_MAX_UPLOAD_MB raised",
+                    field="body",
+                )
+            out.write(chunk)
+
+
+@router.get("/datasets")
+def datasets(
+    desk: TheDesk, actor: Viewer, cursor: Cursor = None, limit: Limit = 50
+) -> schemas.Page[schemas.DatasetOut]:
+    """Data sets in all versions, the newest first."""
+    found = desk.shelf.datasets(actor.tenant, before=schemas.number_of(cursor), limit=limit)
+    more = schemas.to_cursor(found[-1][0]) if len(found) == limit else None
+    return schemas.Page(items=[schemas.DatasetOut.of(dataset) for _, dataset in found], next=more)
+
+
+@router.get("/datasets/{reference}")
+def dataset(reference: str, desk: TheDesk, actor: Viewer) -> schemas.DatasetOut:
+    """One data set, by id, NAME (its newest version) or NAME@VERSION."""
+    return schemas.DatasetOut.of(desk.shelf.dataset(actor.tenant, reference))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from ratchet.core.errors import StorageUnavailable
 from ratchet.settings import Settings
+from ratchet.storage.ring import KeyRing
 from ratchet.storage.sql import SqlArchive
 
 if TYPE_CHECKING:
@@ -20,11 +21,21 @@ def open_archive(settings: Settings) -> SqlArchive:
 
     Raises:
         StorageUnavailable: it cannot be opened.
+        KeyUnavailable: it is encrypted, and its master keys are not here.
     """
     try:
-        return SqlArchive(settings.database)
+        return SqlArchive(settings.database, ring=open_ring(settings))
     except OSError as error:
         raise StorageUnavailable(f"{settings.home} cannot be written to: {error.strerror}") from error
+
+
+def open_ring(settings: Settings) -> KeyRing:
+    """The master keys of this installation.
+
+    Raises:
+        BadRequest: they cannot be read.
+    """
+    return KeyRing(settings.keys.get_secret_value(), file=settings.master_keys_file)
 
 
 def open_desk(settings: Settings) -> Desk:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ratchet.core.errors import Cancelled
+from ratchet.core.problem import content_hash
 from ratchet.core.result import OptimizationResult
 from ratchet.engine.certificate import load_or_make_key
 from ratchet.publish import publish
@@ -48,15 +49,21 @@ def carry_out(
         raise
     finally:
         if tracker is not None and result is not None:
-            tracker.finish(result, folder, status)
+            tracker.finish(result, folder if settings.texts_in_mlflow else None, status)
         elif tracker is not None:
             tracker.finish(None, None, status, wait_seconds=LAST_WORD_SECONDS)
+
+
+def _name(target: str) -> str:
+    """What a target is called where no text of a program belongs: one that was saved holds prompts and demos."""
+    return f"a saved program, {content_hash(target)}" if target.lstrip().startswith("{") else target
 
 
 def _tracker(run: Run, settings: Settings, warn: Callable[[str], None]) -> Tracker:
     options, known = run.prepared.options, identities(run.prepared)
     names = ("target", "metric", "seed", "max_calls", "max_usd", "max_minutes", "min_improvement", "success_at")
     params = {name: getattr(options, name) for name in names} | {
+        "target": _name(options.target),
         "metric": known["metric"],
         "algorithms": ",".join(run.prepared.request.algorithms),
         "examples": {name: len(rows) for name, rows in run.notebook.examples().items()},

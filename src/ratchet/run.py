@@ -19,7 +19,7 @@ from ratchet import catalogue, learned
 from ratchet.algorithms import NATIVE
 from ratchet.algorithms.portfolio import portfolio
 from ratchet.algorithms.surrogate import Embedder, device_for, require_torch, surrogate
-from ratchet.analytics.knowledge import LessonStore, Start
+from ratchet.analytics.knowledge import DEFAULT_TENANT, LessonStore, Start
 from ratchet.core.algorithm import Search
 from ratchet.core.errors import BadRequest, Cancelled, RatchetError, StorageUnavailable, UnknownName
 from ratchet.core.problem import Candidate, Example, Problem
@@ -329,8 +329,13 @@ class Run:
             price=Price(prompt=price[0], completion=price[1]) if price else named.price,
             supports_schema=named.supports_schema,
             alive=named.local,
-            shared_as=named.shared_as if self.prepared.options.share_replies else None,
+            shared_as=self._shared_as(named) if self.prepared.options.share_replies else None,
         )
+
+    def _shared_as(self, named: NamedLM) -> str | None:
+        """What names the model for optimizations of the same tenant; another one's replies are not looked at."""
+        tenant = self.prepared.options.tenant
+        return f"{tenant}/{named.shared_as}" if named.shared_as and tenant != DEFAULT_TENANT else named.shared_as
 
     def _price_needed(self) -> None:
         """A limit in dollars can only be kept when every price is known."""

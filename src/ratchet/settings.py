@@ -17,6 +17,11 @@ class Settings(BaseSettings):
         models: Where local models are kept.
         database_url: A SQLAlchemy URL; by default a SQLite file in ``home``.
         mlflow: Whether optimizations are tracked in MLflow.
+        keys: Master keys that what is stored is encrypted under, ``id:base64`` with commas between; the first wraps
+            what is new. See ``ratchet.storage.ring``.
+        keys_file: A file with the master keys, a line each; by default one in ``home``, made at the first start.
+        retention_days: Days after which what is stored is erased, ``30`` or ``30,TENANT=7``; empty keeps everything.
+        texts_in_mlflow: Whether files that hold prompts and examples are uploaded to MLflow.
         algorithm_hosts: Hosts whose algorithms may be asked, ``name`` or ``name:port``, with commas between them.
         algorithm_secret: Signs what is said to an algorithm given by its URL.
         algorithm_seconds: Patience with one turn of such an algorithm.
@@ -42,6 +47,10 @@ class Settings(BaseSettings):
     models: Path = Path.home() / ".cache" / "ratchet" / "models"
     database_url: str | None = None
     mlflow: bool = True
+    keys: SecretStr = SecretStr("")
+    keys_file: Path | None = None
+    retention_days: str = ""
+    texts_in_mlflow: bool = False
     algorithm_hosts: str = ""
     algorithm_secret: SecretStr = SecretStr("")
     algorithm_seconds: float = 60.0
@@ -66,6 +75,11 @@ class Settings(BaseSettings):
     def database(self) -> str:
         """The URL of the database."""
         return self.database_url or f"sqlite:///{self.home / 'ratchet.db'}"
+
+    @property
+    def master_keys_file(self) -> Path:
+        """The file with the master keys."""
+        return self.keys_file or self.home / "master.keys"
 
     def secret(self, variable: str | None) -> str:
         """The secret in this environment variable; that of ``RATCHET_ALGORITHM_SECRET`` without one."""

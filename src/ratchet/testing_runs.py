@@ -158,7 +158,11 @@ def recorded(folder: Path) -> Counter[str]:
     """Recorded replies by the stub's hash of the request's body."""
     archive = database(folder)
     with archive._engine.connect() as connection:
-        found = connection.execute(sa.select(sa.func.json_extract(replies.c.response, "$.id"))).scalars().all()
+        found = (
+            connection.execute(sa.select(sa.func.json_extract(sa.cast(replies.c.sealed, sa.Text), "$.response.id")))
+            .scalars()
+            .all()
+        )
     archive.close()
     return Counter(each.removeprefix("stub-") for each in found if each)
 

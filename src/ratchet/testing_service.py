@@ -10,11 +10,11 @@ from typing import Any
 
 from fastapi.testclient import TestClient
 
+from ratchet.bootstrap import open_archive
 from ratchet.core.access import Actor, Role
 from ratchet.desk import Desk
 from ratchet.settings import Settings
 from ratchet.storage.jobs import Job
-from ratchet.storage.sql import SqlArchive
 from ratchet.testing_server import SIGNATURE, rows
 
 BASE = "http://127.0.0.1:9/v1"
@@ -59,7 +59,7 @@ class Clock:
 def desk_in(folder: Path, *, queue: RecordingQueue, clock: Clock, **settings: Any) -> Desk:
     """A desk whose database is in ``folder``."""
     home = Settings(home=folder, mlflow=False, **{"lm_bases": BASE, **settings})
-    return Desk(home, SqlArchive(home.database), queue, clock=clock)
+    return Desk(home, open_archive(home), queue, clock=clock)
 
 
 def actor(role: Role = "admin", *, tenant: str = "default") -> Actor:

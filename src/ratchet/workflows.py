@@ -10,13 +10,13 @@ import os
 import socket
 import threading
 import time
-import traceback
 import uuid
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from itertools import chain, repeat
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import sqlalchemy as sa
 from dbos import DBOS, DBOSClient, DBOSConfig, EnqueueOptions
@@ -25,7 +25,7 @@ from filelock import FileLock
 
 from ratchet.carry_out import carry_out
 from ratchet.core.access import Actor
-from ratchet.core.errors import Cancelled, InUse, RatchetError, StorageUnavailable
+from ratchet.core.errors import Cancelled, InUse, RatchetError, StorageUnavailable, where
 from ratchet.core.result import OptimizationResult, Status
 from ratchet.engine.archive import Event
 from ratchet.engine.certificate import load_or_make_key
@@ -223,7 +223,6 @@ class Worker:
 
     def _carry_on(self, identity: str) -> tuple[Status, str]:
         """How it stands after it was worked on, and why."""
-        folder = self._settings.home / "runs" / identity
         notebook = self._archive.open(identity)
         try:
             stored = self._archive.find(identity)
@@ -231,14 +230,16 @@ class Worker:
             if stored.result is not None:  # it ended, and whoever worked on it died before all was told
                 result = OptimizationResult.from_json(stored.result)
                 notebook.set_status(result.status, result=stored.result)
-                files = publish(run, result, folder, key=load_or_make_key(self._settings.home))
+                with self._folder() as folder:
+                    self._keep(identity, publish(run, result, folder, key=load_or_make_key(self._settings.home)))
             else:
                 self._under_way[identity] = run
                 if self._closing.is_set():
                     run.cancel("queued")
                 notebook.note(Event(kind="begun", payload={"worker": self.id}))
-                result, files = carry_out(run, folder, settings=self._settings, warn=self._say)
-            self._keep(identity, files)
+                with self._folder() as folder:
+                    result, files = carry_out(run, folder, settings=self._settings, warn=self._say)
+                    self._keep(identity, files)
         except (InUse, StorageUnavailable):
             raise
         except Cancelled:
@@ -246,11 +247,17 @@ class Worker:
         except RatchetError as error:
             return self._failed(identity, str(error))
         except Exception as error:  # the worker's outermost turn: the optimization fails, not the worker
-            self._say(f"optimization {identity} failed by a bug:\n{traceback.format_exc()}")
+            self._say(f"optimization {identity} failed by a bug:\n{where(error)}")
             return self._failed(identity, f"{type(error).__name__}: {error}")
         finally:
             self._under_way.pop(identity, None)
         return result.status, result.reason
+
+    @contextmanager
+    def _folder(self) -> Iterator[Path]:
+        """Where files are written before they are kept: they hold examples, and stay in the database alone."""
+        with TemporaryDirectory(prefix="ratchet-files-") as folder:
+            yield Path(folder)
 
     def _failed(self, identity: str, reason: str) -> tuple[Status, str]:
         self._archive.open(identity).set_status("failed", error=reason)

@@ -18,13 +18,17 @@ RatchetError
 ├── WorldFailure                 the world, not the program: it stops the optimization and is never a score
 │   ├── LmUnavailable            an LM that stayed dead, slow or rate-limited through every retry
 │   └── StorageUnavailable       the database or the disk refused
+│       └── KeyUnavailable       what is stored is encrypted, and its key is not here
 ├── TrailBroken                  the audit trail was changed behind our back
+├── Tampered                     what is stored was changed or moved behind our back
 ├── BrokenContract               an algorithm that asked for what the contract does not allow
 │   └── BrokenProtocol           an algorithm behind a URL that lied, hung or sent what cannot be read
 └── BrokenOptimizer              one of DSPy's optimizers raised
 """
 
 from __future__ import annotations
+
+import traceback
 
 
 class RatchetError(Exception):
@@ -103,8 +107,16 @@ class StorageUnavailable(WorldFailure):
     """The database or the disk refused."""
 
 
+class KeyUnavailable(StorageUnavailable):
+    """What is stored is encrypted, and its key is not here."""
+
+
 class TrailBroken(RatchetError):
     """The audit trail does not hold."""
+
+
+class Tampered(RatchetError):
+    """What is stored was changed or moved since it was written."""
 
 
 class BrokenContract(RatchetError):
@@ -117,3 +129,8 @@ class BrokenProtocol(BrokenContract):
 
 class BrokenOptimizer(RatchetError):
     """One of DSPy's optimizers raised."""
+
+
+def where(error: BaseException) -> str:
+    """The kind of an error and where it was raised, without its message: that may quote an example."""
+    return f"{''.join(traceback.format_tb(error.__traceback__))}{type(error).__name__}"

@@ -116,7 +116,8 @@ def load_or_make_key(folder: Path) -> Ed25519PrivateKey:
     """
     path = folder / KEY_FILE
     if not path.exists():
-        _place(path, Ed25519PrivateKey.generate())
+        made = Ed25519PrivateKey.generate()
+        place_secret(path, made.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
     try:
         key = load_pem_private_key(path.read_bytes(), password=None)
     except (ValueError, TypeError, UnsupportedAlgorithm) as error:
@@ -126,13 +127,13 @@ def load_or_make_key(folder: Path) -> Ed25519PrivateKey:
     return key
 
 
-def _place(path: Path, key: Ed25519PrivateKey) -> None:
-    """Write ``key`` whole at ``path`` unless a file is there already."""
+def place_secret(path: Path, content: bytes) -> None:
+    """Write ``content`` whole at ``path``, readable by its owner alone, unless a file is there already."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")  # mkstemp makes it 0600
     try:
         with os.fdopen(handle, "wb") as file:
-            file.write(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
         # A link, not a rename: it fails when another process was first, whose key must stand.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import logging
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -13,7 +14,7 @@ import uvicorn
 
 from ratchet.bootstrap import new_worker, open_desk
 from ratchet.core.access import Actor
-from ratchet.core.errors import BadRequest
+from ratchet.core.errors import BadRequest, where
 from ratchet.desk import Desk
 from ratchet.service.app import create_app
 from ratchet.service.live import Pulse
@@ -64,6 +65,13 @@ def first_key(desk: Desk, host: str) -> str | None:
     return text
 
 
+def without_message(record: logging.LogRecord) -> bool:
+    """Has a log tell of an error what it is and where, and not what it says: that may quote an example."""
+    if record.exc_info and record.exc_info[1] is not None:
+        record.exc_text = where(record.exc_info[1])
+    return True
+
+
 def serve(settings: Settings, *, host: str, port: int, with_worker: bool, say: Callable[[str], None]) -> None:
     """Serve until stopped.
 
@@ -94,6 +102,7 @@ def serve(settings: Settings, *, host: str, port: int, with_worker: bool, say: C
             proxy_headers=False,  # else whoever asks from this machine could tell the audit trail another origin
             server_header=False,
         )
+        logging.getLogger("uvicorn.error").addFilter(without_message)
         with _on_signals(lambda: None):  # Uvicorn raises again, when it is done, what it was stopped by
             _Server(config, app.state.pulse).run()
     finally:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, cast
 
@@ -13,7 +13,10 @@ from ratchet.core.access import Actor
 from ratchet.core.errors import Conflict, Missing
 from ratchet.core.result import Status
 from ratchet.storage.audit import Audit, Change
-from ratchet.storage.sql import SqlArchive, Words, candidates, evaluations, events, optimizations
+from ratchet.storage.envelope import Box
+from ratchet.storage.sql import SqlArchive, Words, events, optimizations
+from ratchet.storage.tables import CANDIDATE, EVALUATION, EVENT, OWNER, RESULT
+from ratchet.storage.texts import Texts
 
 metadata = sa.MetaData()
 
@@ -31,6 +34,7 @@ jobs = sa.Table(
     sa.Column("attempt", sa.Integer, nullable=False),
     sa.Column("settled", sa.Integer, nullable=False),  # the last attempt of which all is told and kept
     sa.Column("reason", Words, nullable=False),
+    sa.Column("sealed_reason", sa.LargeBinary),
 )
 files = sa.Table(
     "files",
@@ -54,6 +58,9 @@ repeats = sa.Table(
     sa.Column("object", sa.String(32), nullable=False),
     sa.Column("created_at", sa.String(32), nullable=False),
 )
+
+REASON = Texts(jobs, "reason", into="sealed_reason", at=("id",), of="id", owner=OWNER)
+"""Why an optimization ended: an error may quote what it was about."""
 
 Wanted = Literal["run", "pause", "cancel"]
 STOPPED: Mapping[Wanted, Status] = {"pause": "paused", "cancel": "cancelled"}
@@ -221,7 +228,8 @@ class Jobs:
                 more = "it is still stopping; try again in a moment" if job.wanted != "run" else "it has ended"
                 raise Conflict(f"{identity} cannot be resumed: it is {job.status}; {more}", value=job.status)
             self._set_status(change.connection, identity, "queued")
-            self._update(change, job, "optimization.resume", wanted="run", attempt=job.attempt + 1, reason="")
+            again: dict[str, Any] = {"wanted": "run", "attempt": job.attempt + 1, "reason": "", "sealed_reason": None}
+            self._update(change, job, "optimization.resume", **again)
             return self._job(change.connection, actor.tenant, identity)
 
     # --- what a worker does ------------------------------------------------------------------------------------------
@@ -244,7 +252,8 @@ class Jobs:
         """Keep why it ended as it did."""
         with self._audit.change(actor) as change:
             job = self._job(change.connection, None, identity)
-            self._update(change, job, "optimization.end", reason=reason, settled=job.attempt)
+            hidden = REASON.hide(self._box(change.connection, identity), {"id": identity, "reason": reason or None})
+            self._update(change, job, "optimization.end", **hidden, settled=job.attempt)
             return replace(job, reason=reason)
 
     def put_back(self, actor: Actor, identity: str) -> Job:
@@ -267,7 +276,7 @@ class Jobs:
         """Everything that waits, or is worked on."""
         query = self._query().where(jobs.c.settled < jobs.c.attempt)
         with self._archive.transaction() as connection:
-            return [_job(row) for row in connection.execute(query).mappings()]
+            return self._shown(connection, connection.execute(query).mappings().all())
 
     def enlist(self, actor: Actor, worker: str) -> None:
         """Have ``worker`` known, so that others notice when it dies."""
@@ -289,7 +298,8 @@ class Jobs:
         with self._archive.transaction() as connection:
             this = sa.and_(files.c.optimization_id == identity, files.c.name == name)
             connection.execute(files.delete().where(this))
-            connection.execute(files.insert().values(optimization_id=identity, name=name, content=content))
+            stored = self._box(connection, identity).seal(content, _file(name))
+            connection.execute(files.insert().values(optimization_id=identity, name=name, content=stored))
 
     # --- what is read ------------------------------------------------------------------------------------------------
 
@@ -312,7 +322,7 @@ class Jobs:
             query = query.where(sa.or_(jobs.c.created_at < at, sa.and_(jobs.c.created_at == at, jobs.c.id < identity)))
         query = query.order_by(jobs.c.created_at.desc(), jobs.c.id.desc()).limit(limit)
         with self._archive.transaction() as connection:
-            return [_job(row) for row in connection.execute(query).mappings()]
+            return self._shown(connection, connection.execute(query).mappings().all())
 
     def file(self, tenant: str, identity: str, name: str) -> bytes:
         """A file of an optimization.
@@ -324,17 +334,17 @@ class Jobs:
         with self._archive.transaction() as connection:
             job = self._job(connection, tenant, identity)
             row = connection.execute(query).first()
-        if row is None:
-            raise Missing(f"{identity} has no {name}: it is {job.status}", value=name)
-        return bytes(row.content)
+            if row is None:
+                raise Missing(f"{identity} has no {name}: it is {job.status}", value=name)
+            return self._box(connection, identity).open(bytes(row.content), _file(name))
 
     def result(self, tenant: str, identity: str) -> Mapping[str, Any] | None:
         """The result as JSON data, once there is one."""
-        query = sa.select(optimizations.c.result).where(optimizations.c.id == identity)
+        query = sa.select(optimizations.c.id, optimizations.c.result, optimizations.c.sealed_result)
         with self._archive.transaction() as connection:
             self._job(connection, tenant, identity)
-            text = connection.execute(query).scalar()
-        return None if text is None else cast(Mapping[str, Any], json.loads(text))
+            row = connection.execute(query.where(optimizations.c.id == identity)).mappings().one()
+            return cast(Mapping[str, Any] | None, RESULT.show(self._box(connection, identity), row)["result"])
 
     def events(self, identity: str, *, after: int, place: int | None = None, limit: int = 500) -> list[Told]:
         """Events numbered above ``after``, in order.
@@ -345,14 +355,14 @@ class Jobs:
         query = events.select().where(events.c.optimization_id == identity).order_by(events.c.number).limit(limit)
         query = query.offset(after) if place is None else query.where(events.c.number > place)
         with self._archive.transaction() as connection:
-            rows = connection.execute(query).mappings().all()
+            rows = self._archive._shown(connection, EVENT, connection.execute(query).mappings().all())
         return [
             Told(
                 sequence=number,
                 place=row["number"],
                 at=row["at"],
                 kind=row["kind"],
-                payload=json.loads(row["payload"]),
+                payload=row["payload"],
             )
             for number, row in enumerate(rows, start=after + 1)
         ]
@@ -376,36 +386,32 @@ class Jobs:
             .where(events.c.optimization_id == identity, events.c.kind.in_(kinds))
             .group_by(events.c.kind)
         )
-        query = sa.select(events.c.kind, events.c.payload).where(events.c.number.in_(newest))
+        query = events.select().where(events.c.number.in_(newest))
         with self._archive.transaction() as connection:
-            return {row.kind: json.loads(row.payload) for row in connection.execute(query)}
+            rows = self._archive._shown(connection, EVENT, connection.execute(query).mappings().all())
+        return {row["kind"]: row["payload"] for row in rows}
 
     def candidates(self, tenant: str, identity: str, *, after: int, limit: int) -> list[tuple[int, dict[str, Any]]]:
         """Numbered candidates in the order they were made, those numbered above ``after``."""
         columns = ("key", "state", "parents", "origin", "stage")
-        rows = self._rows(candidates, tenant, identity, after, limit, columns)
-        return [
-            (number, {**row, "state": json.loads(row["state"]), "parents": json.loads(row["parents"])})
-            for number, row in rows
-        ]
+        rows = self._rows(CANDIDATE, tenant, identity, after, limit, columns)
+        return [(number, {**row, "parents": json.loads(row["parents"])}) for number, row in rows]
 
     def evaluations(self, tenant: str, identity: str, *, after: int, limit: int) -> list[tuple[int, dict[str, Any]]]:
         """Numbered evaluations in the order they were made, those numbered above ``after``."""
         columns = ("candidate", "example", "repeat", "stage", "score", "failure_kind", "failure_message", "feedback")
         more = ("prediction", "calls", "prompt_tokens", "completion_tokens", "cost_usd", "latency_ms")
-        rows = self._rows(evaluations, tenant, identity, after, limit, (*columns, *more))
-        return [
-            (number, {**row, "prediction": row["prediction"] and json.loads(row["prediction"])}) for number, row in rows
-        ]
+        return self._rows(EVALUATION, tenant, identity, after, limit, (*columns, *more))
 
     def _rows(
-        self, table: sa.Table, tenant: str, identity: str, after: int, limit: int, columns: tuple[str, ...]
+        self, texts: Texts, tenant: str, identity: str, after: int, limit: int, columns: tuple[str, ...]
     ) -> list[tuple[int, dict[str, Any]]]:
-        query = sa.select(table.c.number, *(table.c[name] for name in columns))
-        query = query.where(table.c.optimization_id == identity, table.c.number > after)
+        table = texts.table
+        query = table.select().where(table.c.optimization_id == identity, table.c.number > after)
+        query = query.order_by(table.c.number).limit(limit)
         with self._archive.transaction() as connection:
             self._job(connection, tenant, identity)
-            rows = connection.execute(query.order_by(table.c.number).limit(limit)).mappings().all()
+            rows = self._archive._shown(connection, texts, connection.execute(query).mappings().all())
         return [(row["number"], {name: row[name] for name in columns}) for row in rows]
 
     def counts(self) -> dict[str, int]:
@@ -430,21 +436,38 @@ class Jobs:
         row = connection.execute(query).mappings().first()
         if row is None:
             raise Missing(f"there is no optimization {identity!r}", value=identity)
-        return _job(row)
+        return self._shown(connection, [row])[0]
+
+    def _shown(self, connection: sa.Connection, rows: Sequence[sa.RowMapping]) -> list[Job]:
+        return [_job(row) for row in self._archive._shown(connection, REASON, rows)]
+
+    def _box(self, connection: sa.Connection, identity: str) -> Box:
+        return self._archive.vault.boxes(connection, [_owner(identity)])[_owner(identity)]
 
     def _update(self, change: Change, job: Job, action: str, **values: Any) -> None:
         change.connection.execute(jobs.update().where(jobs.c.id == job.id).values(**values))
-        change.note(action, job.id, before=_state(job), after={**_state(job), **values})
+        told = {name: value for name, value in values.items() if name not in (*REASON.names, REASON.into)}
+        change.note(action, job.id, before=_state(job), after={**_state(job), **told})
 
     def _set_status(self, connection: sa.Connection, identity: str, status: Status) -> None:
-        connection.execute(optimizations.update().where(optimizations.c.id == identity).values(status=status, error=""))
+        fresh = {"status": status, "error": "", "sealed_error": None}
+        connection.execute(optimizations.update().where(optimizations.c.id == identity).values(**fresh))
 
 
 def _state(job: Job) -> dict[str, Any]:
     return {"status": job.status, "wanted": job.wanted, "attempt": job.attempt}
 
 
-def _job(row: sa.RowMapping) -> Job:
+def _owner(identity: str) -> str:
+    return f"{OWNER}:{identity}"
+
+
+def _file(name: str) -> str:
+    """Where a file of an optimization stands."""
+    return f"files.content/{name}"
+
+
+def _job(row: Mapping[str, Any]) -> Job:
     return Job(
         id=row["id"],
         tenant=row["tenant"],

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
+from typing import Any
 
 import sqlalchemy as sa
 
 from ratchet.core.errors import UnknownName
 from ratchet.core.lesson import Lesson
 from ratchet.core.problem import canonical
-from ratchet.storage.sql import SqlArchive, Words, metadata
+from ratchet.storage.sql import SqlArchive
+from ratchet.storage.tables import metadata
+from ratchet.storage.texts import Texts, Words
 
 lessons = sa.Table(
     "lessons",
@@ -19,7 +22,11 @@ lessons = sa.Table(
     sa.Column("id", sa.String(32), primary_key=True),
     sa.Column("created_at", sa.String(32), nullable=False, index=True),
     sa.Column("lesson", Words, nullable=False),
+    sa.Column("sealed", sa.LargeBinary),
 )
+
+LESSON = Texts(lessons, "lesson", at=("id",), of="tenant", owner="lessons")
+"""All lessons of a tenant are under one key."""
 
 
 @dataclass
@@ -58,8 +65,7 @@ class SqlLessons:
 
     def __init__(self, archive: SqlArchive) -> None:
         self._archive = archive
-        with archive._alone(), archive._writing() as connection:
-            lessons.create(connection, checkfirst=True)
+        archive.make(metadata)
 
     def keep(self, lesson: Lesson) -> None:
         """Keep a lesson; one with the same id and tenant is replaced."""
@@ -69,16 +75,17 @@ class SqlLessons:
             "created_at": lesson.created_at.isoformat(),
             "lesson": canonical(lesson.to_json()),
         }
+        box = self._archive.vault.writing(LESSON.owner(values), tenant=lesson.tenant)
         with self._archive._writing() as connection:
             connection.execute(lessons.delete().where(_this(lesson.id, lesson.tenant)))
-            connection.execute(lessons.insert().values(**values))
+            connection.execute(lessons.insert().values(**LESSON.hide(box, values)))
 
     def lessons(self, tenant: str, *, limit: int = 500) -> list[Lesson]:
         """The newest first."""
         query = lessons.select().where(lessons.c.tenant == tenant)
         query = query.order_by(lessons.c.created_at.desc(), lessons.c.id.desc()).limit(limit)
         with self._archive._writing() as connection:
-            return [_lesson(row) for row in connection.execute(query).mappings()]
+            return self._shown(connection, query)
 
     def find(self, lesson_id: str, tenant: str) -> Lesson:
         """One lesson; a unique beginning of its id will do."""
@@ -86,7 +93,11 @@ class SqlLessons:
         query = lessons.select().where(lessons.c.tenant == tenant, begins)
         query = query.order_by(sa.func.length(lessons.c.id)).limit(2)
         with self._archive._writing() as connection:
-            return _the_one(lesson_id, [_lesson(row) for row in connection.execute(query).mappings()])
+            return _the_one(lesson_id, self._shown(connection, query))
+
+    def _shown(self, connection: sa.Connection, query: sa.Select[Any]) -> list[Lesson]:
+        rows = self._archive._shown(connection, LESSON, connection.execute(query).mappings().all())
+        return [Lesson.from_json(json.loads(row["lesson"])) for row in rows]
 
     def forget(self, tenant: str, *, lesson_id: str | None = None) -> int:
         """Remove one lesson, or all of a tenant; how many that were."""
@@ -99,10 +110,6 @@ class SqlLessons:
 
 def _this(lesson_id: str, tenant: str) -> sa.ColumnElement[bool]:
     return sa.and_(lessons.c.tenant == tenant, lessons.c.id == lesson_id)
-
-
-def _lesson(row: sa.RowMapping) -> Lesson:
-    return Lesson.from_json(json.loads(row["lesson"]))
 
 
 def _the_one(lesson_id: str, found: list[Lesson]) -> Lesson:

@@ -16,7 +16,9 @@ from ratchet.core.access import Actor
 from ratchet.core.errors import BadRequest, Missing
 from ratchet.programs.datasets import Row
 from ratchet.storage.audit import Audit, Change, state_hash
+from ratchet.storage.envelope import Box
 from ratchet.storage.sql import SqlArchive
+from ratchet.storage.texts import Texts
 
 metadata = sa.MetaData()
 
@@ -34,6 +36,8 @@ def _kept(name: str, *columns: sa.Column[Any]) -> sa.Table:
         sa.Column("created_at", sa.String(32), nullable=False),
         sa.Column("created_by", sa.String(200), nullable=False),
         *columns,
+        sa.Column("sealed", sa.LargeBinary),
+        sa.Column("erased_at", sa.String(32)),  # its number is never given again
         sa.UniqueConstraint("tenant", "name", "version"),
     )
 
@@ -52,6 +56,9 @@ parts = sa.Table(
     sa.Column("part", sa.Integer, primary_key=True),
     sa.Column("content", sa.LargeBinary, nullable=False),
 )
+
+FIELDS = Texts(datasets, "fields", at=("id",), of="id", owner="dataset")
+SPEC = Texts(targets, "spec", at=("id",), of="id", owner="target")
 
 ROWS_PER_PART = 1000
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
@@ -128,14 +135,14 @@ class Shelf:
         with self._audit.change(actor) as change:
             newest = self._newest(change, datasets, actor.tenant, name)
             if newest is not None and newest["hash"] == digest:
-                return _dataset(newest), False
-            more = {"rows": len(rows), "bytes": size, "fields": json.dumps(list(rows[0].fields))}
-            identity = self._add(change, datasets, actor, name, newest, hash=digest, **more)
+                return self._datasets(change.connection, [newest])[0], False
+            more = {"rows": len(rows), "bytes": size, "fields": list(rows[0].fields)}
+            row, box = self._add(change, FIELDS, actor, name, newest, hash=digest, **more)
             for part, start in enumerate(range(0, len(rows), ROWS_PER_PART)):
                 some = [[row.number, row.fields] for row in rows[start : start + ROWS_PER_PART]]
                 content = gzip.compress(json.dumps(some).encode(), mtime=0)
-                change.connection.execute(parts.insert().values(dataset_id=identity, part=part, content=content))
-            row = change.connection.execute(datasets.select().where(datasets.c.id == identity)).mappings().one()
+                values = {"dataset_id": row["id"], "part": part, "content": box.seal(content, _part(part), press=False)}
+                change.connection.execute(parts.insert().values(**values))
             change.note("dataset.create", f"{name}@{row['version']}", after={"hash": digest})
             return _dataset(row), True
 
@@ -145,18 +152,29 @@ class Shelf:
         Raises:
             Missing: there is none.
         """
-        return _dataset(self._find(datasets, "data set", tenant, reference))
+        with self._archive.transaction() as connection:
+            return self._datasets(connection, [self._find(connection, datasets, "data set", tenant, reference)])[0]
 
     def rows(self, dataset: Dataset) -> list[Row]:
         """Its rows, in order."""
-        query = sa.select(parts.c.content).where(parts.c.dataset_id == dataset.id).order_by(parts.c.part)
+        query = sa.select(parts).where(parts.c.dataset_id == dataset.id).order_by(parts.c.part)
+        box = self._archive.vault.box(f"dataset:{dataset.id}")
         with self._archive.transaction() as connection:
-            contents = [json.loads(gzip.decompress(row.content)) for row in connection.execute(query)]
+            contents = [
+                json.loads(gzip.decompress(box.open(bytes(row.content), _part(row.part))))
+                for row in connection.execute(query)
+            ]
         return [Row(number=number, fields=fields) for content in contents for number, fields in content]
 
     def datasets(self, tenant: str, *, before: int | None, limit: int) -> list[tuple[int, Dataset]]:
         """Numbered data sets, the newest first, those numbered below ``before``."""
-        return [(row["number"], _dataset(row)) for row in self._page(datasets, tenant, before, limit)]
+        with self._archive.transaction() as connection:
+            rows = self._page(connection, datasets, tenant, before, limit)
+            found = self._datasets(connection, rows)
+        return [(row["number"], each) for row, each in zip(rows, found, strict=True)]
+
+    def _datasets(self, connection: sa.Connection, rows: Sequence[sa.RowMapping]) -> list[Dataset]:
+        return [_dataset(row) for row in self._archive._shown(connection, FIELDS, rows)]
 
     # --- targets -----------------------------------------------------------------------------------------------------
 
@@ -170,9 +188,8 @@ class Shelf:
         with self._audit.change(actor) as change:
             newest = self._newest(change, targets, actor.tenant, name)
             if newest is not None and newest["hash"] == digest:
-                return _target(newest), False
-            identity = self._add(change, targets, actor, name, newest, hash=digest, spec=json.dumps(dict(spec)))
-            row = change.connection.execute(targets.select().where(targets.c.id == identity)).mappings().one()
+                return self._targets(change.connection, [newest])[0], False
+            row, _ = self._add(change, SPEC, actor, name, newest, hash=digest, spec=dict(spec))
             change.note("target.create", f"{name}@{row['version']}", after={"hash": digest})
             return _target(row), True
 
@@ -182,11 +199,18 @@ class Shelf:
         Raises:
             Missing: there is none.
         """
-        return _target(self._find(targets, "target", tenant, reference))
+        with self._archive.transaction() as connection:
+            return self._targets(connection, [self._find(connection, targets, "target", tenant, reference)])[0]
 
     def targets(self, tenant: str, *, before: int | None, limit: int) -> list[tuple[int, StoredTarget]]:
         """Numbered targets, the newest first, those numbered below ``before``."""
-        return [(row["number"], _target(row)) for row in self._page(targets, tenant, before, limit)]
+        with self._archive.transaction() as connection:
+            rows = self._page(connection, targets, tenant, before, limit)
+            found = self._targets(connection, rows)
+        return [(row["number"], each) for row, each in zip(rows, found, strict=True)]
+
+    def _targets(self, connection: sa.Connection, rows: Sequence[sa.RowMapping]) -> list[StoredTarget]:
+        return [_target(row) for row in self._archive._shown(connection, SPEC, rows)]
 
     # --- both --------------------------------------------------------------------------------------------------------
 
@@ -199,43 +223,53 @@ class Shelf:
         return change.connection.execute(query.limit(1)).mappings().first()
 
     def _add(
-        self, change: Change, table: sa.Table, actor: Actor, name: str, newest: sa.RowMapping | None, **values: Any
-    ) -> str:
-        identity = uuid.uuid4().hex[:12]
+        self, change: Change, texts: Texts, actor: Actor, name: str, newest: sa.RowMapping | None, **values: Any
+    ) -> tuple[dict[str, Any], Box]:
         version = 1 if newest is None else newest["version"] + 1
         known = {"tenant": actor.tenant, "name": name, "version": version, "created_by": actor.name}
-        change.connection.execute(table.insert().values(id=identity, created_at=change.now, **known, **values))
-        return identity
+        row = {"id": uuid.uuid4().hex[:12], "created_at": change.now, **known, **values}
+        box = self._archive.vault.make(change.connection, texts.owner(row), tenant=actor.tenant)
+        change.connection.execute(texts.table.insert().values(**texts.hide(box, row)))
+        return row, box
 
-    def _find(self, table: sa.Table, what: str, tenant: str, reference: str) -> sa.RowMapping:
+    def _find(
+        self, connection: sa.Connection, table: sa.Table, what: str, tenant: str, reference: str
+    ) -> sa.RowMapping:
         name, at, version = reference.partition("@")
-        query = table.select().where(table.c.tenant == tenant).order_by(table.c.version.desc()).limit(1)
+        query = table.select().where(table.c.tenant == tenant, table.c.erased_at.is_(None))
+        query = query.order_by(table.c.version.desc()).limit(1)
         if at:
             number = int(version) if VERSION.fullmatch(version) else -1
             query = query.where(table.c.name == name, table.c.version == number)
         else:
             query = query.where(sa.or_(table.c.id == reference, table.c.name == reference))
-        with self._archive.transaction() as connection:
-            row = connection.execute(query).mappings().first()
+        row = connection.execute(query).mappings().first()
         if row is None:
             raise Missing(f"there is no {what} {reference!r}; give an id, a name, or NAME@VERSION", value=reference)
         return row
 
-    def _page(self, table: sa.Table, tenant: str, before: int | None, limit: int) -> list[sa.RowMapping]:
-        query = table.select().where(table.c.tenant == tenant).order_by(table.c.number.desc()).limit(limit)
+    def _page(
+        self, connection: sa.Connection, table: sa.Table, tenant: str, before: int | None, limit: int
+    ) -> Sequence[sa.RowMapping]:
+        query = table.select().where(table.c.tenant == tenant, table.c.erased_at.is_(None))
+        query = query.order_by(table.c.number.desc()).limit(limit)
         if before is not None:
             query = query.where(table.c.number < before)
-        with self._archive.transaction() as connection:
-            return list(connection.execute(query).mappings())
+        return connection.execute(query).mappings().all()
 
 
-def _values(row: sa.RowMapping, kind: type[Any]) -> dict[str, Any]:
+def _part(part: int) -> str:
+    """Where a part of a data set stands."""
+    return f"dataset_parts.content/{part}"
+
+
+def _values(row: Mapping[str, Any], kind: type[Any]) -> dict[str, Any]:
     return {name: row[name] for name in kind.__dataclass_fields__}
 
 
-def _dataset(row: sa.RowMapping) -> Dataset:
-    return Dataset(**{**_values(row, Dataset), "fields": tuple(json.loads(row["fields"]))})
+def _dataset(row: Mapping[str, Any]) -> Dataset:
+    return Dataset(**{**_values(row, Dataset), "fields": tuple(row["fields"])})
 
 
-def _target(row: sa.RowMapping) -> StoredTarget:
-    return StoredTarget(**{**_values(row, StoredTarget), "spec": json.loads(row["spec"])})
+def _target(row: Mapping[str, Any]) -> StoredTarget:
+    return StoredTarget(**_values(row, StoredTarget))

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import json
-import re
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import orjson
 import sqlalchemy as sa
 from filelock import FileLock
 from sqlalchemy.dialects import postgresql, sqlite
@@ -27,6 +25,29 @@ from ratchet.engine.archive import Event, Optimization
 from ratchet.programs.journal import Reply, Role, Sent
 from ratchet.storage.claims import Claims, FileClaims, MemoryClaims, ServerClaims
 from ratchet.storage.pen import Pen
+from ratchet.storage.ring import KeyRing
+from ratchet.storage.tables import (
+    CANDIDATE,
+    ERROR,
+    EVALUATION,
+    EVENT,
+    EXAMPLE,
+    OWNER,
+    REPLY,
+    REQUEST,
+    RESULT,
+    metadata,
+)
+from ratchet.storage.tables import candidates as candidates
+from ratchet.storage.tables import evaluations as evaluations
+from ratchet.storage.tables import events as events
+from ratchet.storage.tables import examples as examples
+from ratchet.storage.tables import optimizations as optimizations
+from ratchet.storage.tables import replies as replies
+from ratchet.storage.texts import Row, Texts, as_json
+from ratchet.storage.texts import Words as Words
+from ratchet.storage.vault import Vault, data_keys
+from ratchet.storage.vault import metadata as vault_metadata
 
 ROWS_AT_ONCE = 50
 """Rows of one INSERT."""
@@ -34,118 +55,8 @@ ROWS_AT_ONCE = 50
 SHARED_AT_HAND = 4096
 """Shared replies that are kept in memory, the newest."""
 
-metadata = sa.MetaData()
-
-_UNSTORABLE = re.compile("[\ud800-\udfff]")
-
-
-def _text(value: object) -> str:
-    """``value`` as JSON that every database stores: what UTF-8 cannot carry is escaped, all else stays readable."""
-    with suppress(TypeError):  # orjson takes no surrogates, large integers, keys that are no text, nor other objects
-        quick = orjson.dumps(value)
-        if b"null" not in quick:  # it may have been NaN
-            return quick.decode()
-    text = json.dumps(value, ensure_ascii=False, default=str)
-    return _UNSTORABLE.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
-
-
-class Words(sa.TypeDecorator[str]):
-    """Text as LMs and users write it; as JSON when it holds what a database refuses, and so begins with a quote."""
-
-    impl = sa.Text
-    cache_ok = True
-
-    def process_bind_param(self, value: str | None, dialect: sa.Dialect) -> str | None:
-        """What is stored."""
-        if value is None or not (value.startswith('"') or "\0" in value or _UNSTORABLE.search(value)):
-            return value
-        return _text(value)
-
-    def process_result_value(self, value: str | None, dialect: sa.Dialect) -> str | None:
-        """What was given."""
-        return str(json.loads(value)) if value is not None and value.startswith('"') else value
-
-
-optimizations = sa.Table(
-    "optimizations",
-    metadata,
-    sa.Column("id", sa.String(32), primary_key=True),
-    sa.Column("created_at", sa.String(32), nullable=False, index=True),
-    sa.Column("status", sa.String(32), nullable=False),
-    sa.Column("request", sa.Text, nullable=False),
-    sa.Column("result", sa.Text),
-    sa.Column("error", Words, nullable=False, default=""),
-    sa.Column("seconds", sa.Float, nullable=False, default=0.0),
-)
-examples = sa.Table(
-    "examples",
-    metadata,
-    sa.Column("optimization_id", sa.String(32), primary_key=True),
-    sa.Column("split", sa.String(16), primary_key=True),
-    sa.Column("position", sa.Integer, primary_key=True),
-    sa.Column("inputs", sa.Text, nullable=False),
-    sa.Column("labels", sa.Text, nullable=False),
-)
-candidates = sa.Table(
-    "candidates",
-    metadata,
-    sa.Column("number", sa.Integer, primary_key=True, autoincrement=True),
-    sa.Column("optimization_id", sa.String(32), nullable=False),
-    sa.Column("key", sa.String(16), nullable=False),
-    sa.Column("state", sa.Text, nullable=False),
-    sa.Column("parents", sa.Text, nullable=False),
-    sa.Column("origin", Words, nullable=False),
-    sa.Column("stage", sa.String(64), nullable=False),
-    sa.UniqueConstraint("optimization_id", "key"),
-)
-evaluations = sa.Table(
-    "evaluations",
-    metadata,
-    sa.Column("number", sa.Integer, primary_key=True, autoincrement=True),
-    sa.Column("optimization_id", sa.String(32), nullable=False),
-    sa.Column("candidate", sa.String(16), nullable=False),
-    sa.Column("example", sa.String(16), nullable=False),
-    sa.Column("repeat", sa.Integer, nullable=False),
-    sa.Column("stage", sa.String(64), nullable=False),
-    sa.Column("score", sa.Float),
-    sa.Column("failure_kind", sa.String(16)),
-    sa.Column("failure_message", Words),
-    sa.Column("feedback", Words, nullable=False),
-    sa.Column("prediction", sa.Text),
-    sa.Column("trace", sa.Text, nullable=False),
-    sa.Column("calls", sa.Integer, nullable=False),
-    sa.Column("prompt_tokens", sa.Integer, nullable=False),
-    sa.Column("completion_tokens", sa.Integer, nullable=False),
-    sa.Column("cost_usd", sa.Float),
-    sa.Column("latency_ms", sa.Float, nullable=False),
-    sa.Column("replies", sa.Text, nullable=False),
-    sa.UniqueConstraint("optimization_id", "candidate", "example", "repeat"),
-)
-replies = sa.Table(
-    "replies",
-    metadata,
-    sa.Column("optimization_id", sa.String(32), primary_key=True),
-    sa.Column("key", sa.String(16), primary_key=True),
-    sa.Column("role", sa.String(16), nullable=False),
-    sa.Column("stage", sa.String(64), nullable=False),
-    sa.Column("sends", sa.Integer, nullable=False),
-    sa.Column("usd_reserved", sa.Float, nullable=False),
-    sa.Column("response", sa.Text),
-    sa.Column("prompt_tokens", sa.Integer, nullable=False, default=0),
-    sa.Column("completion_tokens", sa.Integer, nullable=False, default=0),
-    sa.Column("cost_usd", sa.Float),
-    sa.Column("latency_ms", sa.Float, nullable=False, default=0.0),
-    sa.Column("shared", sa.String(16), index=True),
-)
-events = sa.Table(
-    "events",
-    metadata,
-    sa.Column("number", sa.Integer, primary_key=True, autoincrement=True),
-    sa.Column("optimization_id", sa.String(32), nullable=False, index=True),
-    sa.Column("at", sa.String(32), nullable=False),
-    sa.Column("kind", sa.String(64), nullable=False),
-    sa.Column("payload", sa.Text, nullable=False),
-)
+RECORDED = sa.or_(replies.c.response.is_not(None), replies.c.sealed.is_not(None))
+"""Of a reply: that it came."""
 
 
 class SqlArchive:
@@ -153,12 +64,14 @@ class SqlArchive:
 
     Args:
         url: A SQLAlchemy URL, such as ``sqlite:///ratchet.db``.
+        ring: The master keys; None keeps everything in plain text, as a test may want it.
 
     Raises:
         StorageUnavailable: the database cannot be opened or refuses a write.
+        KeyUnavailable: it is encrypted, and there is no master key.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, *, ring: KeyRing | None = None) -> None:
         self._url = sa.make_url(url)
         self.folder: Path | None = None
         if self._url.get_backend_name() == "sqlite" and self._url.database not in (None, "", ":memory:"):
@@ -168,19 +81,29 @@ class SqlArchive:
             except OSError as error:
                 raise StorageUnavailable(f"the folder {self.folder} cannot be made: {error.strerror}") from error
         # A server may have been started again since a connection was used last; a file may not.
-        self._engine = sa.create_engine(self._url, pool_pre_ping=self._url.get_backend_name() != "sqlite")
+        pre_ping = self._url.get_backend_name() != "sqlite"
+        # Errors end in logs, and the values of a statement do not belong there.
+        self._engine = sa.create_engine(self._url, pool_pre_ping=pre_ping, hide_parameters=True)
         if self._url.get_backend_name() == "sqlite":
             sa.event.listen(self._engine, "connect", _tune_sqlite)
-        with self._alone(), self._writing() as connection:
-            metadata.create_all(connection)
-            _add_columns(connection)
+        with self._alone():
+            with self._writing() as connection:
+                for tables in (metadata, vault_metadata):
+                    tables.create_all(connection)
+                _add_columns(connection, metadata)
+                empty = connection.execute(sa.select(data_keys.c.owner).limit(1)).first() is None
+            if ring is not None and empty:
+                ring.make()
+            elif ring is not None:
+                ring.masters()  # a new file would hide that the old one is lost
+        self.vault = Vault(self._writing, ring)
         self._statements = _Statements(
             postgresql.insert if self._url.get_backend_name() == "postgresql" else sqlite.insert
         )
         self.claims = self._claims()
         self._many: dict[int, _ManyRows] = {}
         self.pen = Pen(self._transact)
-        self._shared: OrderedDict[str, Reply] = OrderedDict()
+        self._shared: OrderedDict[str, tuple[str, Reply]] = OrderedDict()
 
     def _claims(self) -> Claims:
         if self.folder is not None:
@@ -191,6 +114,7 @@ class SqlArchive:
         """Make ``tables`` where they are not there yet."""
         with self._alone(), self._writing() as connection:
             tables.create_all(connection)
+            _add_columns(connection, tables)
 
     def transaction(self) -> AbstractContextManager[sa.Connection]:
         """All or nothing of what is done in it.
@@ -240,19 +164,30 @@ class SqlArchive:
         self.claims.close()
         self._engine.dispose()
 
-    def share(self, name: str, reply: Reply) -> None:
-        """Have ``reply`` at hand for other optimizations of this process, before it is safe and some time after."""
-        self._shared[name] = reply
+    def share(self, name: str, reply: Reply, *, by: str) -> None:
+        """Have ``reply`` of ``by`` at hand for other optimizations of this process, also before it is safe."""
+        self._shared[name] = by, reply
         if len(self._shared) > SHARED_AT_HAND:
             self._shared.popitem(last=False)
 
     def shared_reply(self, name: str) -> Reply | None:
         """A reply that was shared as ``name``."""
         if name in self._shared:
-            return self._shared[name]
+            return self._shared[name][1]
         with self._writing() as connection:
             row = connection.execute(self._statements.shared, {"name": name}).mappings().first()
-        return None if row is None else _reply(row)
+            return None if row is None else _reply(self._shown(connection, REPLY, [row])[0])
+
+    def forget(self, optimization_id: str) -> None:
+        """Let go of what this process remembers of an optimization that was erased."""
+        self.vault.forget(f"{OWNER}:{optimization_id}")
+        for name in [name for name, (by, _) in list(self._shared.items()) if by == optimization_id]:
+            self._shared.pop(name, None)
+
+    def _shown(self, connection: sa.Connection, texts: Texts, rows: Sequence[Row]) -> list[dict[str, Any]]:
+        """Rows with what is private in them."""
+        boxes = self.vault.boxes(connection, {texts.owner(row) for row in rows})
+        return [texts.show(boxes[texts.owner(row)], row) for row in rows]
 
     @contextmanager
     def _reading(self) -> Iterator[sa.Connection]:
@@ -262,46 +197,59 @@ class SqlArchive:
 
     def start(self, optimization: Optimization) -> SqlNotebook:
         """Begin a new optimization."""
+        values = {
+            "id": optimization.id,
+            "created_at": optimization.created_at.astimezone(UTC).isoformat(),  # so that texts sort as times
+            "status": optimization.status,
+            "request": dict(optimization.request),
+            "result": None if optimization.result is None else dict(optimization.result),
+            "error": optimization.error or None,
+            "seconds": optimization.seconds,
+        }
+        tenant = str(dict(optimization.request.get("options") or {}).get("tenant") or "")
         with self._writing() as connection:
-            connection.execute(
-                optimizations.insert().values(
-                    id=optimization.id,
-                    created_at=optimization.created_at.astimezone(UTC).isoformat(),  # so that texts sort as times
-                    status=optimization.status,
-                    request=_text(dict(optimization.request)),
-                    result=None if optimization.result is None else _text(dict(optimization.result)),
-                    error=optimization.error,
-                    seconds=optimization.seconds,
-                )
-            )
+            box = self.vault.make(connection, f"{OWNER}:{optimization.id}", tenant=tenant)
+            for texts in (REQUEST, RESULT, ERROR):
+                values = texts.hide(box, values)
+            connection.execute(optimizations.insert().values(**values))
         return SqlNotebook(self, optimization.id)
 
     def open(self, optimization_id: str) -> SqlNotebook:
         """The notebook of one there is."""
-        found = self.find(optimization_id).id
+        with self._reading() as connection:
+            found = str(self._row(connection, optimization_id)["id"])
         self.pen.forgive(found)
         return SqlNotebook(self, found)
 
     def find(self, optimization_id: str) -> Optimization:
         """One optimization; a unique beginning of its id will do."""
+        with self._reading() as connection:
+            return self._optimizations(connection, [self._row(connection, optimization_id)])[0]
+
+    def _row(self, connection: sa.Connection, optimization_id: str) -> sa.RowMapping:
         # Not LIKE: to SQLite it is blind to case. The shortest first: an id in full may begin another one.
         query = optimizations.select().where(
             sa.func.substr(optimizations.c.id, 1, len(optimization_id)) == optimization_id
         )
-        with self._reading() as connection:
-            rows = connection.execute(query.order_by(sa.func.length(optimizations.c.id)).limit(2)).mappings().all()
+        rows = connection.execute(query.order_by(sa.func.length(optimizations.c.id)).limit(2)).mappings().all()
         if rows and rows[0]["id"] == optimization_id:
-            return _optimization(rows[0])
+            return rows[0]
         if len(rows) != 1 or not optimization_id:
             problem = "more than one optimization begins" if len(rows) > 1 else "there is no optimization"
             raise UnknownName(f"{problem} with id {optimization_id!r}; `ratchet list` shows them")
-        return _optimization(rows[0])
+        return rows[0]
+
+    def _optimizations(self, connection: sa.Connection, rows: Sequence[sa.RowMapping]) -> list[Optimization]:
+        found: Sequence[Any] = rows
+        for texts in (REQUEST, RESULT, ERROR):
+            found = self._shown(connection, texts, found)
+        return [_optimization(row) for row in found]
 
     def list(self, *, limit: int = 50) -> list[Optimization]:
         """The newest first."""
         query = optimizations.select().order_by(optimizations.c.created_at.desc()).limit(limit)
         with self._reading() as connection:
-            return [_optimization(row) for row in connection.execute(query).mappings()]
+            return self._optimizations(connection, connection.execute(query).mappings().all())
 
 
 class _ManyRows:
@@ -338,7 +286,7 @@ class _Statements:
             "usd_reserved": replies.c.usd_reserved + first.excluded.usd_reserved,
         }
         self.reserve = first.on_conflict_do_update(index_elements=["optimization_id", "key"], set_=again)
-        told = ("response", "prompt_tokens", "completion_tokens", "cost_usd", "latency_ms", "shared")
+        told = ("response", "sealed", "prompt_tokens", "completion_tokens", "cost_usd", "latency_ms", "shared")
         self.record = first.on_conflict_do_update(
             index_elements=["optimization_id", "key"], set_={name: first.excluded[name] for name in told}
         )
@@ -361,6 +309,7 @@ class SqlJournal:
     def __init__(self, archive: SqlArchive, optimization_id: str) -> None:
         self._archive = archive
         self._id = optimization_id
+        self._owner = f"{OWNER}:{optimization_id}"
         self._late: tuple[Future[None], asyncio.Future[None]] | None = None
         self._unsafe: dict[str, tuple[Reply, Future[None]]] = {}
 
@@ -368,12 +317,10 @@ class SqlJournal:
         """The recorded reply, if there is one."""
         if key in self._unsafe:
             return self._unsafe[key][0]
-        this = sa.and_(replies.c.optimization_id == self._id, replies.c.key == key)
+        this = sa.and_(replies.c.optimization_id == self._id, replies.c.key == key, RECORDED)
         with self._archive._writing() as connection:
-            row = connection.execute(replies.select().where(this)).mappings().first()
-        if row is None or row["response"] is None:
-            return None
-        return _reply(row)
+            rows = connection.execute(replies.select().where(this)).mappings().all()
+            return _reply(self._archive._shown(connection, REPLY, rows)[0]) if rows else None
 
     def reserve(self, key: str, *, role: Role, stage: str, usd: float) -> None:
         """Note that a request is about to be sent; called again for each retry."""
@@ -392,10 +339,9 @@ class SqlJournal:
 
     def record(self, reply: Reply, *, shared: str | None = None) -> None:
         """Keep a reply; its reservation is settled."""
-        values = {"optimization_id": self._id, "sends": 0, "usd_reserved": 0.0, "shared": shared, **_columns(reply)}
         if shared is not None:
-            self._archive.share(shared, reply)
-        self._archive.pen.write(self._id, self._archive._statements.record, values)
+            self._archive.share(shared, reply, by=self._id)
+        self._archive.pen.write(self._id, self._archive._statements.record, self._columns(reply, shared))
         self._remember(reply)
 
     def borrow(self, shared: str, key: str, *, stage: str) -> Reply | None:
@@ -404,10 +350,26 @@ class SqlJournal:
         if found is None:
             return None
         reply = replace(found, key=key, stage=stage)
-        values = {"optimization_id": self._id, "sends": 0, "usd_reserved": 0.0, "shared": None, **_columns(reply)}
-        self._archive.pen.write(self._id, self._archive._statements.borrow, values)
+        self._archive.pen.write(self._id, self._archive._statements.borrow, self._columns(reply, None))
         self._remember(reply)
         return reply
+
+    def _columns(self, reply: Reply, shared: str | None) -> dict[str, Any]:
+        values = {
+            "optimization_id": self._id,
+            "key": reply.key,
+            "role": reply.role,
+            "stage": reply.stage,
+            "sends": 0,
+            "usd_reserved": 0.0,
+            "response": reply.response,
+            "prompt_tokens": reply.prompt_tokens,
+            "completion_tokens": reply.completion_tokens,
+            "cost_usd": reply.cost_usd,
+            "latency_ms": reply.latency_ms,
+            "shared": shared,
+        }
+        return REPLY.hide(self._archive.vault.writing(self._owner), values)
 
     def _remember(self, reply: Reply) -> None:
         """Have ``reply`` at hand until it is safe."""
@@ -430,13 +392,13 @@ class SqlJournal:
     def stages(self) -> dict[str, str]:
         """Keys of all recorded replies, and the stage that asked first."""
         query = sa.select(replies.c.key, replies.c.stage)
-        query = query.where(replies.c.optimization_id == self._id, replies.c.response.is_not(None))
+        query = query.where(replies.c.optimization_id == self._id, RECORDED)
         with self._archive._reading() as connection:
             return {row.key: row.stage for row in connection.execute(query)}
 
     def sent(self) -> Sent:
         """Totals over everything noted so far."""
-        recorded, paid = replies.c.response.is_not(None), replies.c.sends > 0
+        recorded, paid = RECORDED, replies.c.sends > 0
         query = sa.select(
             replies.c.stage,
             sa.func.sum(replies.c.sends).label("calls"),
@@ -472,6 +434,7 @@ class SqlNotebook:
     def __init__(self, archive: SqlArchive, optimization_id: str) -> None:
         self._archive = archive
         self._id = optimization_id
+        self._owner = f"{OWNER}:{optimization_id}"
         self.journal = SqlJournal(archive, optimization_id)
 
     @contextmanager
@@ -491,6 +454,7 @@ class SqlNotebook:
     def keep_examples(self, splits: Mapping[str, Sequence[Example]]) -> None:
         """Keep the data as it was split; a second call changes nothing."""
         there = sa.select(examples.c.position).where(examples.c.optimization_id == self._id).limit(1)
+        box = self._archive.vault.writing(self._owner)
         with self._archive._reading() as connection:
             if connection.execute(there).first() is not None:
                 return
@@ -500,18 +464,18 @@ class SqlNotebook:
                         "optimization_id": self._id,
                         "split": split,
                         "position": position,
-                        "inputs": _text(dict(example.inputs)),
-                        "labels": _text(dict(example.labels)),
+                        "inputs": dict(example.inputs),
+                        "labels": dict(example.labels),
                     }
-                    connection.execute(self._archive._statements.example, values)
+                    connection.execute(self._archive._statements.example, EXAMPLE.hide(box, values))
 
     def examples(self) -> dict[str, tuple[Example, ...]]:
         """The splits that were kept, in order."""
         query = examples.select().where(examples.c.optimization_id == self._id).order_by(examples.c.position)
         splits: dict[str, list[Example]] = {}
         with self._archive._reading() as connection:
-            for row in connection.execute(query).mappings():
-                example = Example(inputs=json.loads(row["inputs"]), labels=json.loads(row["labels"]))
+            for row in self._archive._shown(connection, EXAMPLE, connection.execute(query).mappings().all()):
+                example = Example(inputs=row["inputs"], labels=row["labels"])
                 splits.setdefault(row["split"], []).append(example)
         return {split: tuple(rows) for split, rows in splits.items()}
 
@@ -520,12 +484,13 @@ class SqlNotebook:
         values = {
             "optimization_id": self._id,
             "key": candidate.key,
-            "state": _text(candidate.state()),
-            "parents": _text(list(candidate.parents)),
+            "state": candidate.state(),
+            "parents": as_json(list(candidate.parents)),
             "origin": candidate.origin,
             "stage": stage,
         }
-        self._archive.pen.write(self._id, self._archive._statements.candidate, values)
+        box = self._archive.vault.writing(self._owner)
+        self._archive.pen.write(self._id, self._archive._statements.candidate, CANDIDATE.hide(box, values))
 
     def candidates(self) -> list[tuple[Candidate, str]]:
         """Candidates and the stage that made them, in the order they were first seen."""
@@ -533,12 +498,10 @@ class SqlNotebook:
         with self._archive._reading() as connection:
             return [
                 (
-                    Candidate.from_state(
-                        json.loads(row["state"]), parents=json.loads(row["parents"]), origin=row["origin"]
-                    ),
+                    Candidate.from_state(row["state"], parents=json.loads(row["parents"]), origin=row["origin"]),
                     row["stage"],
                 )
-                for row in connection.execute(query).mappings()
+                for row in self._archive._shown(connection, CANDIDATE, connection.execute(query).mappings().all())
             ]
 
     def keep_evaluation(self, evaluation: Evaluation, *, stage: str) -> None:
@@ -554,24 +517,26 @@ class SqlNotebook:
             "failure_kind": failure and failure.kind,
             "failure_message": failure and failure.message,
             "feedback": evaluation.feedback,
-            "prediction": None if evaluation.prediction is None else _text(dict(evaluation.prediction)),
-            "trace": _text([_step(step) for step in evaluation.trace]),
-            "replies": _text(list(evaluation.replies)),
+            "prediction": None if evaluation.prediction is None else dict(evaluation.prediction),
+            "trace": [_step(step) for step in evaluation.trace],
+            "replies": as_json(list(evaluation.replies)),
             "calls": usage.calls,
             "prompt_tokens": usage.prompt_tokens,
             "completion_tokens": usage.completion_tokens,
             "cost_usd": usage.cost_usd,
             "latency_ms": usage.latency_ms,
         }
-        self._archive.pen.write(self._id, self._archive._statements.evaluation, values)
+        box = self._archive.vault.writing(self._owner)
+        self._archive.pen.write(self._id, self._archive._statements.evaluation, EVALUATION.hide(box, values))
 
     def evaluations(self) -> Iterable[tuple[Evaluation, str]]:
         """Evaluations and the stage that first asked for them, in the order they were kept."""
         known = {example.key: example for split in self.examples().values() for example in split}
         query = evaluations.select().where(evaluations.c.optimization_id == self._id).order_by(evaluations.c.number)
+        box = self._archive.vault.box(self._owner)
         with self._archive._reading() as connection:
             for row in connection.execute(query).mappings():
-                yield _evaluation(row, known[row["example"]]), row["stage"]
+                yield _evaluation(EVALUATION.show(box, row), known[row["example"]]), row["stage"]
 
     def note(self, event: Event) -> None:
         """Append to the events."""
@@ -579,17 +544,18 @@ class SqlNotebook:
             "optimization_id": self._id,
             "at": datetime.now(UTC).isoformat(),
             "kind": event.kind,
-            "payload": _text(dict(event.payload)),
+            "payload": dict(event.payload),
         }
-        self._archive.pen.write(self._id, self._archive._statements.event, values)
+        box = self._archive.vault.writing(self._owner)
+        self._archive.pen.write(self._id, self._archive._statements.event, EVENT.hide(box, values))
 
     def events(self, *, after: int = 0) -> list[tuple[int, Event]]:
         """Numbered events, from 1."""
         query = events.select().where(events.c.optimization_id == self._id).order_by(events.c.number)
         with self._archive._reading() as connection:
-            rows = connection.execute(query).mappings().all()
+            rows = self._archive._shown(connection, EVENT, connection.execute(query).mappings().all())
         return [
-            (number, Event(kind=row["kind"], payload=json.loads(row["payload"])))
+            (number, Event(kind=row["kind"], payload=row["payload"]))
             for number, row in enumerate(rows, start=1)
             if number > after
         ]
@@ -608,17 +574,19 @@ class SqlNotebook:
 
     def set_status(self, status: str, *, error: str = "", result: Mapping[str, Any] | None = None) -> None:
         """Move it to another status."""
-        self._update(status=status, error=error, result=None if result is None else _text(dict(result)))
-
-    def _update(self, **values: Any) -> None:
+        values: dict[str, Any] = {"id": self._id, "status": status, "error": error or None}
+        values["result"] = None if result is None else dict(result)
         self.flush()
+        box = self._archive.vault.writing(self._owner)
+        for texts in (RESULT, ERROR):
+            values = texts.hide(box, values)
         with self._archive._writing() as connection:
             connection.execute(optimizations.update().where(optimizations.c.id == self._id).values(**values))
 
 
-def _add_columns(connection: sa.Connection) -> None:
+def _add_columns(connection: sa.Connection, tables: sa.MetaData) -> None:
     """Give a database of an earlier version the columns that came later; they may all be empty."""
-    for table in metadata.sorted_tables:
+    for table in tables.sorted_tables:
         there = {column["name"] for column in sa.inspect(connection).get_columns(table.name)}
         for column in table.columns:
             if column.name not in there:
@@ -629,42 +597,30 @@ def _add_columns(connection: sa.Connection) -> None:
 def _tune_sqlite(connection: Any, _record: object) -> None:
     # WAL survives a killed process with NORMAL; FULL would only add an fsync per reply against power loss.
     cursor = connection.cursor()
-    for pragma in ("journal_mode=WAL", "synchronous=NORMAL", "busy_timeout=30000"):
+    # What is deleted is overwritten, so that a data key that was destroyed is in no file any more.
+    for pragma in ("journal_mode=WAL", "synchronous=NORMAL", "busy_timeout=30000", "secure_delete=ON"):
         cursor.execute(f"PRAGMA {pragma}")
     cursor.close()
 
 
-def _optimization(row: sa.RowMapping) -> Optimization:
+def _optimization(row: Mapping[str, Any]) -> Optimization:
     return Optimization(
         id=row["id"],
         status=row["status"],
         created_at=datetime.fromisoformat(row["created_at"]),
-        request=json.loads(row["request"]),
-        result=None if row["result"] is None else json.loads(row["result"]),
+        request=row["request"],
+        result=row["result"],
         error=row["error"],
         seconds=row["seconds"],
     )
 
 
-def _columns(reply: Reply) -> dict[str, Any]:
-    return {
-        "key": reply.key,
-        "role": reply.role,
-        "stage": reply.stage,
-        "response": _text(reply.response),
-        "prompt_tokens": reply.prompt_tokens,
-        "completion_tokens": reply.completion_tokens,
-        "cost_usd": reply.cost_usd,
-        "latency_ms": reply.latency_ms,
-    }
-
-
-def _reply(row: sa.RowMapping) -> Reply:
+def _reply(row: Mapping[str, Any]) -> Reply:
     return Reply(
         key=row["key"],
         role=row["role"],
         stage=row["stage"],
-        response=json.loads(row["response"]),
+        response=row["response"],
         prompt_tokens=row["prompt_tokens"],
         completion_tokens=row["completion_tokens"],
         cost_usd=row["cost_usd"],
@@ -676,7 +632,7 @@ def _step(step: Step) -> dict[str, Any]:
     return {"predictor": step.predictor, "inputs": dict(step.inputs), "outputs": dict(step.outputs), "raw": step.raw}
 
 
-def _evaluation(row: sa.RowMapping, example: Example) -> Evaluation:
+def _evaluation(row: Mapping[str, Any], example: Example) -> Evaluation:
     failure = Failure(kind=row["failure_kind"], message=row["failure_message"]) if row["failure_kind"] else None
     return Evaluation(
         candidate=row["candidate"],
@@ -685,8 +641,8 @@ def _evaluation(row: sa.RowMapping, example: Example) -> Evaluation:
         score=row["score"],
         failure=failure,
         feedback=row["feedback"],
-        prediction=None if row["prediction"] is None else json.loads(row["prediction"]),
-        trace=tuple(Step(**step) for step in json.loads(row["trace"])),
+        prediction=row["prediction"],
+        trace=tuple(Step(**step) for step in row["trace"]),
         usage=Usage(
             calls=row["calls"],
             prompt_tokens=row["prompt_tokens"],

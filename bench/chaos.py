@@ -40,6 +40,9 @@ from typing import Any
 
 from bench.sheet import Bar, conclude, say, size_of, table
 from bench.stub import Outage, StubProcess, Weather
+from ratchet.bootstrap import open_archive
+from ratchet.settings import Settings
+from ratchet.storage.sql import SqlArchive
 from ratchet.testing_runs import essence
 from ratchet.testing_server import SIGNATURE, rows
 
@@ -259,20 +262,26 @@ class Day:
 
     def identity(self, asked: Asked) -> str | None:
         """Its id, once it can be resumed."""
-        found = self._rows(
-            "SELECT id FROM optimizations WHERE json_extract(request, '$.options.lm_base') = ?"
-            " AND EXISTS (SELECT 1 FROM examples WHERE optimization_id = id)",
-            self.stub.base(asked.name),
-        )
-        return str(found[0][0]) if found else None
+        if not self._rows("SELECT 1 FROM examples LIMIT 1"):
+            return None
+        with closing(self._archive()) as archive:
+            for each in archive.list(limit=1000):
+                if each.request["options"]["lm_base"] == self.stub.base(asked.name):
+                    return each.id if archive.open(each.id).examples() else None
+        return None
+
+    def _archive(self) -> SqlArchive:
+        return open_archive(Settings(home=self.folder / "home"))
 
     def recorded(self, asked: Asked) -> Counter[str]:
         """Recorded replies by the stub's hash of the body."""
-        found = self._rows(
-            "SELECT json_extract(response, '$.id') FROM replies WHERE response IS NOT NULL AND optimization_id = ?",
-            self.identity(asked),
-        )
-        return Counter(str(name).removeprefix("stub-") for (name,) in found)
+        identity = self.identity(asked)
+        if identity is None:
+            return Counter()
+        with closing(self._archive()) as archive:
+            journal = archive.open(identity).journal
+            found = [journal.find(key) for key in journal.stages()]
+        return Counter(str(each.response["id"]).removeprefix("stub-") for each in found if each is not None)
 
     def sends(self, asked: Asked) -> tuple[int, int]:
         """Requests noted as sent, and the most of one request."""

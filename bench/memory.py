@@ -109,7 +109,7 @@ def evaluations(stub: StubProcess, candidates: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as home:
         first = _child(Work(base=stub.base(), home=home, candidates=candidates))
         with closing(sqlite3.connect(Path(home) / "ratchet.db")) as connection:
-            lengths = "length(trace) + length(prediction) + length(feedback) + length(replies)"
+            lengths = "length(sealed) + length(replies)"
             stored, size = connection.execute(f"SELECT count(*), avg({lengths}) FROM evaluations").fetchone()
         again = _child(Work(base=stub.base(), home=home, candidates=candidates, resumes=first["id"]))
     say(f"  {stored} evaluations of {size:.0f} bytes: {first['peak_mb']:.0f} MB; resumed {again['peak_mb']:.0f} MB")

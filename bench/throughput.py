@@ -188,7 +188,7 @@ def measure_ours(work: Work) -> Found:
 def _check_stored(file: Path, runs: int, calls: int) -> None:
     connection = sqlite3.connect(file)
     stored = connection.execute("SELECT count(*) FROM evaluations").fetchone()[0]
-    replies = connection.execute("SELECT count(*) FROM replies WHERE response IS NOT NULL").fetchone()[0]
+    replies = connection.execute("SELECT count(*) FROM replies WHERE sealed IS NOT NULL").fetchone()[0]
     connection.close()
     if stored != runs or replies != runs * calls:
         raise RuntimeError(f"{stored} of {runs} evaluations and {replies} of {runs * calls} replies are in the file")

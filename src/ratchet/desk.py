@@ -18,6 +18,7 @@ from ratchet.programs.targets import resolve_target
 from ratchet.run import Given, new_run
 from ratchet.settings import Settings
 from ratchet.storage.audit import Audit, state_hash
+from ratchet.storage.erasure import Eraser
 from ratchet.storage.jobs import Job, Jobs, Wanted
 from ratchet.storage.keys import Keys
 from ratchet.storage.shelf import Dataset, Shelf, StoredTarget
@@ -98,6 +99,7 @@ class Desk:
         self.jobs = Jobs(archive, self.audit)
         self.shelf = Shelf(archive, self.audit)
         self.archive = archive
+        self.eraser = Eraser(archive, self.audit, self.shelf, runs=settings.home / "runs")
         self._queue = queue
 
     def close(self) -> None:
@@ -220,6 +222,32 @@ class Desk:
             forecast=told.get("preflight"),
             reason=job.reason,
         )
+
+    def erase(self, actor: Actor, identity: str) -> None:
+        """Erase an optimization for good.
+
+        Raises:
+            Missing: there is none.
+            Conflict: it waits or is worked on.
+        """
+        self.jobs.find(actor.tenant, identity)
+        self.eraser.optimization(actor, identity)
+
+    def erase_dataset(self, actor: Actor, reference: str, *, with_optimizations: bool = False) -> None:
+        """Erase a version of a data set for good, and when asked for, every optimization that was given its rows.
+
+        Raises:
+            Missing: there is none.
+            Conflict: one of the optimizations waits or is worked on; nothing was erased then.
+        """
+        dataset = self.shelf.dataset(actor.tenant, reference)
+        found = self.eraser.optimizations_on(actor.tenant, f"{dataset.name}@{dataset.version}")
+        if with_optimizations:
+            for identity in found:
+                self.eraser.check(actor, identity)
+            for identity in found:
+                self.eraser.optimization(actor, identity)
+        self.eraser.dataset(actor, dataset.id)
 
     # --- data sets and targets ---------------------------------------------------------------------------------------
 

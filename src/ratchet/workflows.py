@@ -14,6 +14,7 @@ import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from datetime import UTC, datetime
 from itertools import chain, repeat
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -32,6 +33,7 @@ from ratchet.engine.certificate import load_or_make_key
 from ratchet.publish import publish
 from ratchet.run import Given, Run, resumed_run
 from ratchet.settings import Settings
+from ratchet.storage.erasure import Eraser, Retention
 from ratchet.storage.jobs import Job, Jobs
 from ratchet.storage.sql import SqlArchive
 
@@ -46,6 +48,8 @@ ROLL_CALL_SECONDS = 3.0
 """How often a worker looks for others that died."""
 SEARCH_SECONDS = 30.0
 """How often a worker looks for what got lost."""
+SWEEP_SECONDS = 3600.0
+"""How often a worker erases what is too old."""
 RETRIES = (1.0, 2.0, 4.0, 8.0, 16.0)
 """Seconds before each new try when the database refused; the last one again and again."""
 
@@ -118,6 +122,7 @@ class Worker:
         archive: Where optimizations are kept.
         jobs: What is wanted of them.
         dispatcher: Where they are put when this worker stops.
+        eraser: Erases what is older than the settings let it be.
         say: Told what an operator should know.
     """
 
@@ -127,6 +132,7 @@ class Worker:
         archive: SqlArchive,
         jobs: Jobs,
         dispatcher: Dispatcher,
+        eraser: Eraser,
         *,
         say: Callable[[str], None],
     ) -> None:
@@ -139,6 +145,9 @@ class Worker:
         self._actor = Actor(name=f"worker {self.id}", tenant="", role="admin", origin=socket.gethostname())
         self._under_way: dict[str, Run] = {}
         self._silent: set[str] = set()
+        self._retention = Retention.parse(settings.retention_days)
+        self._eraser = eraser
+        self._swept: float | None = None
         self._closing = threading.Event()
         self._watching = threading.Thread(target=self._watch, name="ratchet-watch", daemon=True)
 
@@ -281,6 +290,15 @@ class Worker:
                 if time.monotonic() - searched > SEARCH_SECONDS:
                     searched = time.monotonic()
                     self._find_lost()
+                    self._archive.forget_erased()
+                if self._swept is None or time.monotonic() - self._swept > SWEEP_SECONDS:
+                    self._swept = time.monotonic()
+                    self._sweep()
+
+    def _sweep(self) -> None:
+        erased = self._eraser.sweep(self._actor, self._retention, now=datetime.now(UTC))
+        if erased:
+            self._say(f"{erased} things were older than RATCHET_RETENTION_DAYS, and are erased")
 
     def _stop_unwanted(self) -> None:
         under_way = dict(self._under_way)

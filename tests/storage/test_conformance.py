@@ -10,6 +10,7 @@ import pytest
 from ratchet.core.errors import BadRequest, StorageUnavailable
 from ratchet.engine.archive import Archive
 from ratchet.storage.memory import MemoryArchive
+from ratchet.storage.ring import KeyRing
 from ratchet.storage.sql import SqlArchive
 from ratchet.testing import ArchiveConformance
 
@@ -49,3 +50,12 @@ class TestSqlArchive(ArchiveConformance):
         (tmp_path / "file").write_text("a file where a folder should be")
         with pytest.raises(StorageUnavailable, match="file/kept/locks cannot be made: Not a directory"):
             SqlArchive(f"sqlite:///{tmp_path}/file/kept/ratchet.db")
+
+
+class TestSealedSqlArchive(TestSqlArchive):
+    """The same promises, with everything that is private in envelopes."""
+
+    def opened(self) -> Archive:
+        ring = KeyRing(file=Path(self.url.removeprefix("sqlite:///")).parent / "master.keys")
+        self.archives.append(SqlArchive(self.url, ring=ring))
+        return self.archives[-1]

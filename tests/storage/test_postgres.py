@@ -14,6 +14,7 @@ from ratchet.core.problem import content_hash
 from ratchet.engine.archive import Archive
 from ratchet.storage.audit import Audit
 from ratchet.storage.keys import Keys
+from ratchet.storage.ring import KeyRing
 from ratchet.storage.sql import SqlArchive
 from ratchet.testing import ArchiveConformance
 from ratchet.testing_postgres import PostgresServer, programs
@@ -41,7 +42,7 @@ if programs() is not None:
                 archive.close()
 
         def opened(self) -> Archive:
-            self.archives.append(SqlArchive(self.url))
+            self.archives.append(SqlArchive(self.url, ring=KeyRing("a:" + "A" * 43 + "=")))
             return self.archives[-1]
 
         def test_what_one_process_holds_another_cannot(self) -> None:

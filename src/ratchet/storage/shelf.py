@@ -134,7 +134,7 @@ class Shelf:
         digest = state_hash([row.fields for row in rows])
         with self._audit.change(actor) as change:
             newest = self._newest(change, datasets, actor.tenant, name)
-            if newest is not None and newest["hash"] == digest:
+            if newest is not None and newest["hash"] == digest and newest["erased_at"] is None:
                 return self._datasets(change.connection, [newest])[0], False
             more = {"rows": len(rows), "bytes": size, "fields": list(rows[0].fields)}
             row, box = self._add(change, FIELDS, actor, name, newest, hash=digest, **more)
@@ -187,7 +187,7 @@ class Shelf:
         digest = state_hash(dict(spec))
         with self._audit.change(actor) as change:
             newest = self._newest(change, targets, actor.tenant, name)
-            if newest is not None and newest["hash"] == digest:
+            if newest is not None and newest["hash"] == digest and newest["erased_at"] is None:
                 return self._targets(change.connection, [newest])[0], False
             row, _ = self._add(change, SPEC, actor, name, newest, hash=digest, spec=dict(spec))
             change.note("target.create", f"{name}@{row['version']}", after={"hash": digest})

@@ -178,11 +178,46 @@ class SqlArchive:
             row = connection.execute(self._statements.shared, {"name": name}).mappings().first()
             return None if row is None else _reply(self._shown(connection, REPLY, [row])[0])
 
+    def scrub(self) -> bool:
+        """Have the database's files hold nothing of what was deleted; False when others are in the way just now."""
+        on_server = self._url.get_backend_name() == "postgresql"
+        try:
+            with self._engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+                if not on_server:
+                    return connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)").scalar() == 0
+                try:
+                    connection.exec_driver_sql("SET lock_timeout = '2s'")
+                    # Not a plain VACUUM: it leaves the bytes of what was deleted until others take their place.
+                    connection.exec_driver_sql("VACUUM (FULL) data_keys")
+                finally:
+                    connection.exec_driver_sql("RESET lock_timeout")
+        except sa.exc.DBAPIError:
+            return False
+        return True
+
     def forget(self, optimization_id: str) -> None:
         """Let go of what this process remembers of an optimization that was erased."""
         self.vault.forget(f"{OWNER}:{optimization_id}")
         for name in [name for name, (by, _) in list(self._shared.items()) if by == optimization_id]:
             self._shared.pop(name, None)
+
+    def forget_erased(self) -> None:
+        """Let go of what this process remembers of things that another one erased."""
+        known = self.vault.known()
+        with self._writing() as connection:
+            there = self.vault.there(connection, known)
+        for owner in set(known) - there:
+            kind, _, of = owner.partition(":")
+            self.forget(of) if kind == OWNER else self.vault.forget(owner)
+
+    def identity(self, beginning: str) -> str:
+        """The id of the one optimization whose id begins so.
+
+        Raises:
+            UnknownName: there is none, or more than one.
+        """
+        with self._reading() as connection:
+            return str(self._row(connection, beginning)["id"])
 
     def _shown(self, connection: sa.Connection, texts: Texts, rows: Sequence[Row]) -> list[dict[str, Any]]:
         """Rows with what is private in them."""
@@ -216,8 +251,7 @@ class SqlArchive:
 
     def open(self, optimization_id: str) -> SqlNotebook:
         """The notebook of one there is."""
-        with self._reading() as connection:
-            found = str(self._row(connection, optimization_id)["id"])
+        found = self.identity(optimization_id)
         self.pen.forgive(found)
         return SqlNotebook(self, found)
 

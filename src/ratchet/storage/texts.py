@@ -66,16 +66,16 @@ class Texts:
         self.table = table
         self.names = names
         self.into = into
+        self.kind = owner
+        self.key = of
         self._at = at
-        self._of = of
-        self._owner = owner
         self._prefix = f"{table.name}.{into}"
         self._blank = {name: None if table.c[name].nullable else "" for name in names}
         self._json = [name for name in names if not isinstance(table.c[name].type, Words)]
 
     def owner(self, row: Row) -> str:
         """Whose data key the row is under."""
-        return f"{self._owner}:{row[self._of]}"
+        return f"{self.kind}:{row[self.key]}"
 
     def hide(self, box: Box, values: Mapping[str, Any]) -> dict[str, Any]:
         """A row as it is stored, from one whose private values are plain objects; None is for what it does not have."""

@@ -128,6 +128,15 @@ class Vault:
                 row = connection.execute(this).mappings().one()
         return self._unwrapped(row)
 
+    def make_whole(self, connection: sa.Connection, owner: str) -> None:
+        """Have nothing of ``owner`` taken in plain text any more."""
+        this = data_keys.c.owner == owner
+        row = connection.execute(data_keys.select().where(this)).mappings().one()
+        assert self.ring is not None
+        key = unwrapped(self.ring, row)
+        values = wrapped(self.ring.first, key, owner=owner, tenant=row["tenant"], whole=True)
+        connection.execute(data_keys.update().where(this).values(whole=1, **values))
+
     def destroy(self, connection: sa.Connection, owner: str) -> None:
         """Make what is sealed for ``owner`` unreadable for good."""
         connection.execute(data_keys.delete().where(data_keys.c.owner == owner))
@@ -140,6 +149,14 @@ class Vault:
     def known(self) -> tuple[str, ...]:
         """The owners whose keys are at hand."""
         return tuple(self._boxes)
+
+    def there(self, connection: sa.Connection, owners: Iterable[str]) -> set[str]:
+        """Those of ``owners`` that have a data key."""
+        wanted, found = list(owners), set[str]()
+        for start in range(0, len(wanted), ASKED_AT_ONCE):
+            query = sa.select(data_keys.c.owner).where(data_keys.c.owner.in_(wanted[start : start + ASKED_AT_ONCE]))
+            found.update(connection.execute(query).scalars())
+        return found
 
     def _boxes_of(self, owners: Iterable[str]) -> dict[str, Box]:
         with self._transaction() as connection:

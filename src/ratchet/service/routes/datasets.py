@@ -12,7 +12,7 @@ from starlette.concurrency import run_in_threadpool
 from ratchet.core.errors import BadRequest, RatchetError, TooLarge
 from ratchet.desk import UPLOADS
 from ratchet.service import schemas
-from ratchet.service.access import Developer, TheDesk, Viewer
+from ratchet.service.access import Developer, Operator, TheDesk, Viewer
 from ratchet.service.routes.common import PREFIX, Cursor, Limit, new_router
 
 router = new_router("data sets")
@@ -83,3 +83,16 @@ def datasets(
 def dataset(reference: str, desk: TheDesk, actor: Viewer) -> schemas.DatasetOut:
     """One data set, by id, NAME (its newest version) or NAME@VERSION."""
     return schemas.DatasetOut.of(desk.shelf.dataset(actor.tenant, reference))
+
+
+@router.delete("/datasets/{reference}", status_code=204)
+def erase_dataset(
+    reference: str,
+    desk: TheDesk,
+    actor: Operator,
+    with_optimizations: Annotated[
+        bool, Query(description="Also erase the optimizations that were given its rows; they keep copies.")
+    ] = False,
+) -> None:
+    """Erase one version for good; its number is not given again. The audit entry stays."""
+    desk.erase_dataset(actor, reference, with_optimizations=with_optimizations)

@@ -10,7 +10,7 @@ from fastapi import Header, Response
 from ratchet.core.result import Status
 from ratchet.desk import FILES
 from ratchet.service import schemas
-from ratchet.service.access import Developer, TheDesk, Viewer
+from ratchet.service.access import Developer, Operator, TheDesk, Viewer
 from ratchet.service.routes.common import PREFIX, Cursor, Limit, new_router
 
 router = new_router("optimizations")
@@ -56,6 +56,12 @@ def optimization(identity: str, desk: TheDesk, actor: Viewer) -> schemas.Optimiz
     """One optimization, with its result once there is one."""
     job = desk.jobs.find(actor.tenant, identity)
     return schemas.OptimizationOut.of(job, desk.jobs.result(actor.tenant, identity))
+
+
+@router.delete("/optimizations/{identity}", status_code=204)
+def erase(identity: str, desk: TheDesk, actor: Operator) -> None:
+    """Erase it for good: data, candidates, replies, files, and the lesson it taught. The audit entry stays."""
+    desk.erase(actor, identity)
 
 
 @router.get("/optimizations/{identity}/status")

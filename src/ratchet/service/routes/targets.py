@@ -5,7 +5,7 @@ from __future__ import annotations
 from fastapi import Response
 
 from ratchet.service import schemas
-from ratchet.service.access import Developer, TheDesk, Viewer
+from ratchet.service.access import Developer, Operator, TheDesk, Viewer
 from ratchet.service.routes.common import PREFIX, Cursor, Limit, new_router
 
 router = new_router("targets")
@@ -36,3 +36,9 @@ def targets(desk: TheDesk, actor: Viewer, cursor: Cursor = None, limit: Limit = 
 def target(reference: str, desk: TheDesk, actor: Viewer) -> schemas.TargetOut:
     """One target, by id, NAME (its newest version) or NAME@VERSION."""
     return schemas.TargetOut.of(desk.shelf.target(actor.tenant, reference))
+
+
+@router.delete("/targets/{reference}", status_code=204)
+def erase_target(reference: str, desk: TheDesk, actor: Operator) -> None:
+    """Erase one version for good; its number is not given again. The audit entry stays."""
+    desk.eraser.target(actor, reference)

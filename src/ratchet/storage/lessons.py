@@ -75,7 +75,10 @@ class SqlLessons:
             "created_at": lesson.created_at.isoformat(),
             "lesson": canonical(lesson.to_json()),
         }
-        box = self._archive.vault.writing(LESSON.owner(values), tenant=lesson.tenant)
+        some = lessons.select().where(lessons.c.tenant == lesson.tenant).limit(1)
+        with self._archive._writing() as connection:
+            whole = connection.execute(some).first() is None
+        box = self._archive.vault.writing(LESSON.owner(values), tenant=lesson.tenant, whole=whole)
         with self._archive._writing() as connection:
             connection.execute(lessons.delete().where(_this(lesson.id, lesson.tenant)))
             connection.execute(lessons.insert().values(**LESSON.hide(box, values)))

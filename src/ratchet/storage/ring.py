@@ -46,8 +46,8 @@ class Master:
         """A data key as it is stored at ``place``."""
         return seal(AESGCM(self.key), key, place, press=False)
 
-    def unwrap(self, wrapped: bytes, place: str) -> bytes:
-        """The data key.
+    def unwrap(self, wrapped: bytes, place: str, *, owner: str = "") -> bytes:
+        """The data key of ``owner``.
 
         Raises:
             Tampered: the wrapped key was changed, or belongs elsewhere.
@@ -55,7 +55,9 @@ class Master:
         try:
             return unseal(AESGCM(self.key), wrapped, place)
         except InvalidTag:
-            raise Tampered(f"the wrapped key of {place} was changed or moved; restore a backup of data_keys") from None
+            raise Tampered(
+                f"the wrapped key of {owner or place} was changed or moved; restore a backup of data_keys"
+            ) from None
 
 
 def new_master() -> Master:

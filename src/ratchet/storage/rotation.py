@@ -61,6 +61,8 @@ class Rotation:
         self._ring: KeyRing = archive.vault.ring
         self._archive = archive
         self._audit = audit
+        for texts in TEXTS:
+            archive.make(texts.table.metadata)
 
     def status(self) -> list[MasterUse]:
         """Every master key that is in the ring or that something hangs on, the newest first."""

@@ -65,7 +65,7 @@ class Vault:
             place: Table, column and row, such as ``outbox.payload/17``; elsewhere it does not open.
             tenant: Whose it is.
         """
-        return self.writing(owner, tenant=tenant).seal(text.encode("utf-8", "surrogatepass"), place)
+        return self.writing(owner, tenant=tenant, whole=True).seal(text.encode("utf-8", "surrogatepass"), place)
 
     def open(self, owner: str, stored: bytes, place: str) -> str:
         """What ``seal`` was given.
@@ -108,8 +108,13 @@ class Vault:
                 found[row["owner"]] = self._unwrapped(row)
         return {owner: found.get(owner) or Box(owner, None, whole=False) for owner in wanted}
 
-    def writing(self, owner: str, *, tenant: str = "") -> Box:
-        """The box of an owner, with a data key in any case: one from before there were keys is given one."""
+    def writing(self, owner: str, *, tenant: str = "", whole: bool = False) -> Box:
+        """The box of an owner, with a data key in any case: one from before there were keys is given one.
+
+        Args:
+            owner, tenant: See ``seal``.
+            whole: Whether nothing of it is stored yet, when there is no key.
+        """
         box = self._boxes.get(owner)
         if box is not None:
             return box
@@ -121,7 +126,7 @@ class Vault:
         if row is None:
             try:
                 with self._transaction() as connection:
-                    self.make(connection, owner, tenant=tenant, whole=False)
+                    self.make(connection, owner, tenant=tenant, whole=whole)
             except sa.exc.IntegrityError:
                 pass  # another process was quicker
             with self._transaction() as connection:
@@ -189,4 +194,5 @@ def unwrapped(ring: KeyRing | None, row: sa.RowMapping) -> bytes:
             "set RATCHET_KEYS or RATCHET_KEYS_FILE"
         )
     master = ring.find(row["master"], row["fingerprint"], owner=row["owner"])
-    return master.unwrap(bytes(row["wrapped"]), place_of(row["owner"], row["tenant"], whole=bool(row["whole"])))
+    place = place_of(row["owner"], row["tenant"], whole=bool(row["whole"]))
+    return master.unwrap(bytes(row["wrapped"]), place, owner=row["owner"])

@@ -10,13 +10,12 @@ from typing import Any
 
 import pytest
 
-from ratchet.bootstrap import new_worker
+from ratchet.bootstrap import new_worker, open_archive
 from ratchet.core.errors import Conflict
 from ratchet.desk import Desk
 from ratchet.options import Options
 from ratchet.settings import Settings
 from ratchet.storage.jobs import Job
-from ratchet.storage.sql import SqlArchive
 from ratchet.testing_runs import essence
 from ratchet.testing_server import SIGNATURE, StubServer
 from ratchet.testing_service import Clock, actor, data
@@ -71,7 +70,7 @@ class Shop:
 def shop(tmp_path: Path) -> Iterator[Shop]:
     with StubServer(latency=0.01) as stub:
         settings = Settings(home=tmp_path / "home", mlflow=False, lm_bases=stub.base, tenant_concurrency=2)
-        desk = Desk(settings, SqlArchive(settings.database), Dispatcher(settings), clock=Clock())
+        desk = Desk(settings, open_archive(settings), Dispatcher(settings), clock=Clock())
         (tmp_path / "mails.jsonl").write_bytes(data(140))
         for tenant in ("default", "other"):
             desk.keep_dataset(actor(tenant=tenant), "mails", tmp_path / "mails.jsonl")

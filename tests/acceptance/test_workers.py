@@ -13,12 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from ratchet.bootstrap import new_worker
+from ratchet.bootstrap import new_worker, open_archive
 from ratchet.desk import Desk
 from ratchet.options import Options
 from ratchet.settings import Settings
 from ratchet.storage.jobs import Job
-from ratchet.storage.sql import SqlArchive
 from ratchet.testing_postgres import PostgresServer, programs
 from ratchet.testing_server import SIGNATURE, StubServer
 from ratchet.testing_service import actor, data
@@ -69,7 +68,7 @@ def until(desk: Desk, job: Job, holds: Callable[[Job], bool]) -> Job:
 
 def asked_for(settings: Settings, stub: StubServer, folder: Path) -> tuple[Desk, Job]:
     """A desk, and an optimization that waits there."""
-    desk = Desk(settings, SqlArchive(settings.database), Dispatcher(settings), clock=lambda: datetime.now(UTC))
+    desk = Desk(settings, open_archive(settings), Dispatcher(settings), clock=lambda: datetime.now(UTC))
     (folder / "mails.jsonl").write_bytes(data(80))
     desk.keep_dataset(actor(), "mails", folder / "mails.jsonl")
     asked = Options(target="", lm="openai/stub", lm_base=stub.base, algorithms=("gepa",), max_calls=150, force=True)

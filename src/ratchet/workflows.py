@@ -293,12 +293,13 @@ class Worker:
                     self._archive.forget_erased()
                 if self._swept is None or time.monotonic() - self._swept > SWEEP_SECONDS:
                     self._swept = time.monotonic()
-                    self._sweep()
+                    threading.Thread(target=self._sweep, name="ratchet-sweep", daemon=True).start()
 
     def _sweep(self) -> None:
-        erased = self._eraser.sweep(self._actor, self._retention, now=datetime.now(UTC))
-        if erased:
-            self._say(f"{erased} things were older than RATCHET_RETENTION_DAYS, and are erased")
+        with suppress(StorageUnavailable, sa.exc.SQLAlchemyError):  # the next one will do it
+            erased = self._eraser.sweep(self._actor, self._retention, now=datetime.now(UTC))
+            if erased:
+                self._say(f"{erased} things were older than RATCHET_RETENTION_DAYS, and are erased")
 
     def _stop_unwanted(self) -> None:
         under_way = dict(self._under_way)

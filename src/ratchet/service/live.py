@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager, suppress
 
-from ratchet.core.errors import StorageUnavailable
+from ratchet.core.errors import Missing, StorageUnavailable
 from ratchet.desk import Desk
 from ratchet.storage.jobs import Told
 
@@ -68,7 +68,7 @@ class Pulse:
 async def follow(desk: Desk, pulse: Pulse, *, tenant: str, identity: str, after: int) -> AsyncIterator[Told | None]:
     """Every event numbered above ``after``, in order; None when nothing happened for a while.
 
-    It ends when the optimization has come to rest and all was told, or when the server stops.
+    It ends when the optimization has come to rest and all was told, when it is erased, or when the server stops.
     """
     place: int | None = None
     seen = await asyncio.to_thread(desk.jobs.events, identity, after=after - 1, limit=1) if after > 0 else []
@@ -76,7 +76,10 @@ async def follow(desk: Desk, pulse: Pulse, *, tenant: str, identity: str, after:
     with pulse.bell(identity) as bell:
         while not pulse.closed:
             bell.clear()  # before looking, so that nothing that comes now is slept through
-            job = await asyncio.to_thread(desk.jobs.find, tenant, identity)
+            try:
+                job = await asyncio.to_thread(desk.jobs.find, tenant, identity)
+            except Missing:  # it was erased
+                return
             told = await asyncio.to_thread(desk.jobs.events, identity, after=after, place=place, limit=AT_ONCE)
             for event in told:
                 yield event

@@ -106,6 +106,10 @@ class Eraser:
             Missing: there is none.
             Conflict: it waits or is worked on.
         """
+        self._erase_optimization(actor, identity, action=action)
+        self._archive.scrub()
+
+    def _erase_optimization(self, actor: Actor, identity: str, *, action: str) -> None:
         self._at_rest(actor, identity)
         if not self._archive.claims.take(identity):
             raise Conflict(f"{identity} cannot be erased: it is being worked on; cancel it first", value=identity)
@@ -118,7 +122,6 @@ class Eraser:
             self._archive.claims.release(identity)
         self._archive.forget(identity)
         shutil.rmtree(self._runs / identity, ignore_errors=True)
-        self._archive.scrub()
 
     def check(self, actor: Actor, identity: str) -> None:
         """Raise what ``optimization`` would, as things stand."""
@@ -130,6 +133,10 @@ class Eraser:
         Raises:
             Missing: the actor's tenant has none.
         """
+        self._erase_dataset(actor, reference, action=action)
+        self._archive.scrub()
+
+    def _erase_dataset(self, actor: Actor, reference: str, *, action: str) -> None:
         self._kept(actor, FIELDS, "data set", reference, action)
 
     def target(self, actor: Actor, reference: str, *, action: str = "target.erase") -> None:
@@ -139,6 +146,7 @@ class Eraser:
             Missing: the actor's tenant has none.
         """
         self._kept(actor, SPEC, "target", reference, action)
+        self._archive.scrub()
 
     def optimizations_on(self, tenant: str, dataset: str) -> list[str]:
         """Ids of the tenant's optimizations that were given rows of ``NAME@VERSION``."""
@@ -163,14 +171,17 @@ class Eraser:
         if not retention.some or not self._archive.claims.take(SWEEP):
             return 0
         try:
-            return sum(
+            done = sum(
                 self._swept(actor, rows, erase, retention, now)
                 for rows, erase in (
-                    (self._optimizations(), self.optimization),
-                    (self._rows(datasets, datasets.c.erased_at.is_(None)), self.dataset),
-                    (self._rows(lessons), self._lesson),
+                    (self._optimizations(), self._erase_optimization),
+                    (self._rows(datasets, datasets.c.erased_at.is_(None)), self._erase_dataset),
+                    (self._rows(lessons), self._erase_lesson),
                 )
             )
+            if done:
+                self._archive.scrub()
+            return done
         finally:
             self._archive.claims.release(SWEEP)
 
@@ -199,7 +210,7 @@ class Eraser:
         with self._archive.transaction() as connection:
             return list(connection.execute(sa.select(table.c.id, table.c.created_at, table.c.tenant).where(*which)))
 
-    def _lesson(self, actor: Actor, identity: str, *, action: str) -> None:
+    def _erase_lesson(self, actor: Actor, identity: str, *, action: str) -> None:
         this = sa.and_(lessons.c.tenant == actor.tenant, lessons.c.id == identity)
         with self._audit.change(actor) as change:
             if change.connection.execute(lessons.delete().where(this)).rowcount:
@@ -241,4 +252,3 @@ class Eraser:
             change.connection.execute(parts.delete().where(parts.c.dataset_id == row["id"]))
             self._archive.vault.destroy(change.connection, texts.owner(row))
             change.note(action, f"{row['name']}@{row['version']}", before={"hash": row["hash"]})
-        self._archive.scrub()

@@ -97,6 +97,9 @@ events = sa.Table(
     sa.Column("sealed", sa.LargeBinary),
 )
 
+RECORDED = sa.or_(replies.c.response.is_not(None), replies.c.sealed.is_not(None))
+"""Of a reply: that it came."""
+
 OWNER = "optimization"
 """What the rows of these tables belong to; each optimization has a data key of its own."""
 

@@ -31,8 +31,8 @@ data_keys = sa.Table(
     sa.Column("created_at", sa.String(32), nullable=False),
 )
 
-AT_HAND = 20_000
-"""Unwrapped data keys that are kept in memory."""
+AT_HAND = 5_000
+"""Unwrapped data keys that are kept in memory, 2.7 kB each."""
 ASKED_AT_ONCE = 500
 """Owners of one query."""
 

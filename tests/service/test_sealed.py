@@ -1,0 +1,43 @@
+"""What the service answers when what it keeps cannot be read."""
+
+from __future__ import annotations
+
+import logging
+
+import sqlalchemy as sa
+
+from ratchet.service.serve import without_message
+from ratchet.testing_service import House
+from ratchet.testing_vault import SECRET, fill
+
+
+def test_a_master_key_that_is_away_is_named_and_everything_goes_on_when_it_is_back(house: House) -> None:
+    fill(house.desk.archive)
+    house.desk.archive.vault.forget("optimization:0a1b")
+    file = house.desk.settings.master_keys_file
+    file.rename(file.with_suffix(".away"))
+    answer = house.ask("GET", "/api/v1/optimizations/0a1b")
+    assert answer.status_code == 503
+    assert "master.keys, is not there; put it back" in answer.json()["detail"]
+    file.with_suffix(".away").rename(file)
+    assert house.ask("GET", "/api/v1/optimizations/0a1b").json()["reason"] == SECRET
+
+
+def test_what_was_changed_behind_our_back_is_named(house: House) -> None:
+    fill(house.desk.archive)
+    with house.desk.archive.transaction() as connection:
+        connection.execute(sa.text(f"UPDATE jobs SET sealed_reason = X'a1{'00' * 40}'"))
+    answer = house.ask("GET", "/api/v1/optimizations/0a1b")
+    assert answer.status_code == 500
+    assert "jobs.sealed_reason/0a1b of optimization:0a1b was changed or moved" in answer.json()["detail"]
+
+
+def test_a_log_tells_of_an_error_what_it_is_and_where_and_not_what_it_says() -> None:
+    try:
+        raise ValueError(SECRET)
+    except ValueError as error:
+        record = logging.makeLogRecord({"msg": "it failed", "exc_info": (ValueError, error, error.__traceback__)})
+    assert without_message(record)
+    told = logging.Formatter().format(record)
+    assert "test_sealed.py" in told
+    assert SECRET not in told.replace("raise ValueError(SECRET)", "")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Callable
+from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -191,3 +193,20 @@ def test_without_retention_everything_stays(house: House) -> None:
 def test_a_retention_that_makes_no_sense_is_refused(text: str) -> None:
     with pytest.raises(BadRequest, match="RATCHET_RETENTION_DAYS"):
         Retention.parse(text)
+
+
+def test_a_reader_in_the_way_only_puts_off_that_the_key_is_overwritten(
+    house: House, keys: Callable[[], dict[str, bytes]]
+) -> None:
+    archive = house.desk.archive
+    fill(archive)
+    wrapped = keys()["optimization:0a1b"]
+    with closing(sqlite3.connect(house.desk.settings.home / "ratchet.db")) as reader:
+        rows = reader.execute("SELECT * FROM evaluations")
+        rows.fetchone()
+        assert house.ask("DELETE", "/api/v1/optimizations/0a1b").status_code == 204
+        assert archive.unscrubbed
+        rows.close()
+    archive.forget_erased()
+    assert not archive.unscrubbed
+    assert wrapped not in stored(house)

@@ -6,6 +6,7 @@ import logging
 
 import sqlalchemy as sa
 
+from ratchet.run import Given, resumed_run
 from ratchet.service.serve import without_message
 from ratchet.testing_service import House
 from ratchet.testing_vault import SECRET, fill
@@ -41,3 +42,15 @@ def test_a_log_tells_of_an_error_what_it_is_and_where_and_not_what_it_says() -> 
     told = logging.Formatter().format(record)
     assert "test_sealed.py" in told
     assert SECRET not in told.replace("raise ValueError(SECRET)", "")
+
+
+def test_replies_are_shared_within_a_tenant_only(house: House) -> None:
+    names = []
+    for tenant in ("default", "other", "other"):
+        house.upload(tenant=tenant)
+        job = house.optimize(tenant=tenant).json()["id"]
+        run = resumed_run(job, Given(), house.desk.settings, house.desk.archive)
+        names.append(run._lines["task"].shared_as)
+        run.gateway.close()
+    assert None not in names
+    assert names[0] != names[1] == names[2]

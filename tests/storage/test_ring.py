@@ -104,3 +104,12 @@ def test_another_key_of_the_same_name_is_told_from_a_changed_one() -> None:
 def test_keys_in_the_environment_are_not_ours_to_change() -> None:
     with pytest.raises(Conflict, match="RATCHET_KEYS"):
         KeyRing(written("a")).put_first(new_master())
+
+
+def test_keys_that_two_processes_put_in_at_once_are_both_kept(tmp_path: Path) -> None:
+    rings = [KeyRing(file=tmp_path / "k") for _ in range(6)]
+    rings[0].make()
+    masters = [new_master() for _ in rings]
+    with ThreadPoolExecutor(6) as threads:
+        list(threads.map(KeyRing.put_first, rings, masters))
+    assert {master.id for master in masters} < {master.id for master in rings[0].masters()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,24 @@ def opened(tmp_path: Path) -> Iterator[Opened]:
         archive.close()
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a filled database."""
+    folder = tmp_path_factory.mktemp("filled")
+    archive = SqlArchive(f"sqlite:///{folder / 'ratchet.db'}", ring=KeyRing(file=folder / "master.keys"))
+    fill(archive)
+    shelve(archive)
+    archive.close()
+    return folder
+
+
+@pytest.fixture
+def filled(opened: Opened, whole: Path, tmp_path: Path) -> SqlArchive:
+    """A copy of it."""
+    shutil.copytree(whole, tmp_path, dirs_exist_ok=True)
+    return opened()
+
+
 def change(archive: SqlArchive, table: sa.Table, **values: Any) -> None:
     """Behind our back."""
     with archive.transaction() as connection:
@@ -68,25 +87,19 @@ def place(texts: Texts) -> str:
 
 
 @pytest.mark.parametrize("texts", TEXTS, ids=place)
-def test_private_texts_that_were_changed_are_noticed(opened: Opened, texts: Texts) -> None:
-    archive = opened()
-    fill(archive)
-    shelve(archive)
-    with archive.transaction() as connection:
+def test_private_texts_that_were_changed_are_noticed(opened: Opened, filled: SqlArchive, texts: Texts) -> None:
+    with filled.transaction() as connection:
         stored = connection.execute(sa.select(texts.table.c[texts.into])).scalars().first()
     assert stored is not None
-    change(archive, texts.table, **{texts.into: stored[:-1] + bytes([stored[-1] ^ 1])})
+    change(filled, texts.table, **{texts.into: stored[:-1] + bytes([stored[-1] ^ 1])})
     with pytest.raises(Tampered, match=f"{texts.table.name}.*was changed or moved"):
         read(opened())
 
 
 @pytest.mark.parametrize("texts", TEXTS, ids=place)
-def test_plain_text_in_place_of_an_envelope_is_noticed(opened: Opened, texts: Texts) -> None:
-    archive = opened()
-    fill(archive)
-    shelve(archive)
+def test_plain_text_in_place_of_an_envelope_is_noticed(opened: Opened, filled: SqlArchive, texts: Texts) -> None:
     for values in ({texts.into: b"{}"}, {texts.into: None, texts.names[0]: "{}"}):
-        change(archive, texts.table, **values)
+        change(filled, texts.table, **values)
         with pytest.raises(Tampered, match=f"{texts.table.name}.*plain text"):
             read(opened())
 
@@ -94,13 +107,10 @@ def test_plain_text_in_place_of_an_envelope_is_noticed(opened: Opened, texts: Te
 @pytest.mark.parametrize(
     "texts", [each for each in TEXTS if each.table.name in ("examples", "replies", "events")], ids=place
 )
-def test_an_envelope_that_was_moved_to_another_row_is_noticed(opened: Opened, texts: Texts) -> None:
-    archive = opened()
-    fill(archive)
-    shelve(archive)
-    with archive.transaction() as connection:
+def test_an_envelope_that_was_moved_to_another_row_is_noticed(opened: Opened, filled: SqlArchive, texts: Texts) -> None:
+    with filled.transaction() as connection:
         stored = connection.execute(sa.select(texts.table.c[texts.into])).scalars().first()
-    change(archive, texts.table, **{texts.into: stored})
+    change(filled, texts.table, **{texts.into: stored})
     with pytest.raises(Tampered, match="was changed or moved"):
         read(opened())
 
@@ -119,14 +129,11 @@ def test_an_envelope_of_another_optimization_is_noticed(opened: Opened) -> None:
 
 
 @pytest.mark.parametrize("table", [files, parts])
-def test_files_and_rows_of_data_sets_that_were_changed_are_noticed(opened: Opened, table: sa.Table) -> None:
-    archive = opened()
-    fill(archive)
-    shelve(archive)
+def test_files_and_rows_of_data_sets_that_were_changed_are_noticed(filled: SqlArchive, table: sa.Table) -> None:
     for content, what in ((b"{}", "plain text"), (b"\xa1" + bytes(40), "changed or moved")):
-        change(archive, table, content=content)
+        change(filled, table, content=content)
         with pytest.raises(Tampered, match=what):
-            read(archive)
+            read(filled)
 
 
 def test_a_wrapped_key_that_was_changed_is_noticed(opened: Opened) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
@@ -84,9 +84,13 @@ class Eraser:
         audit: Where it is told.
         shelf: Data sets and targets.
         runs: The folder where commands leave the files of an optimization when they are told no other.
+        also: Further tables with things of an optimization, named in their column ``optimization_id``.
     """
 
-    def __init__(self, archive: SqlArchive, audit: Audit, shelf: Shelf, *, runs: Path) -> None:
+    def __init__(
+        self, archive: SqlArchive, audit: Audit, shelf: Shelf, *, runs: Path, also: Sequence[sa.Table] = ()
+    ) -> None:
+        self._also = also
         self._archive = archive
         self._audit = audit
         self._shelf = shelf
@@ -235,7 +239,7 @@ class Eraser:
         return {name: row[name] for name in ("id", "status", "created_at", "target", "data")}
 
     def _delete_optimization(self, connection: sa.Connection, tenant: str, identity: str) -> None:
-        for table in (examples, candidates, evaluations, replies, events, files):
+        for table in (examples, candidates, evaluations, replies, events, files, *self._also):
             connection.execute(table.delete().where(table.c.optimization_id == identity))
         connection.execute(repeats.delete().where(repeats.c.object == identity))
         connection.execute(lessons.delete().where(lessons.c.id == identity, lessons.c.tenant == tenant))

@@ -11,11 +11,14 @@ import secrets
 import tempfile
 import threading
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from filelock import FileLock
 
 from ratchet.core.errors import BadRequest, Conflict, KeyUnavailable, Tampered
 from ratchet.engine.certificate import place_secret
@@ -147,7 +150,7 @@ class KeyRing:
                 stat = self.file.stat()
                 state = (stat.st_ino, stat.st_mtime_ns, stat.st_size)
                 if self._read is None or self._read[0] != state:
-                    if stat.st_mode & 0o077:
+                    if os.name == "posix" and stat.st_mode & 0o077:
                         raise BadRequest(f"{self.file} can be read by others; chmod 600 {self.file}")
                     self._read = state, parse(self.file.read_text(encoding="ascii"), source=str(self.file))
             except FileNotFoundError:
@@ -191,7 +194,8 @@ class KeyRing:
         Raises:
             Conflict: the keys are not in a file, and so are not ours to change.
         """
-        self._write([master, *self.masters()])
+        with self._changing():
+            self._write([master, *self.masters()])
 
     def drop(self, identity: str) -> None:
         """Take a master key out of the file, for good.
@@ -199,14 +203,22 @@ class KeyRing:
         Raises:
             Conflict: the keys are not in a file, or it is the first one, or there is none of this name.
         """
-        masters = self.masters()
-        if identity not in [each.id for each in masters[1:]]:
-            raise Conflict(f"{identity} is not one of the older master keys in {self.source}; `ratchet vault status`")
-        self._write([each for each in masters if each.id != identity])
+        with self._changing():
+            masters = self.masters()
+            if identity not in [each.id for each in masters[1:]]:
+                raise Conflict(
+                    f"{identity} is not one of the older master keys in {self.source}; `ratchet vault status`"
+                )
+            self._write([each for each in masters if each.id != identity])
 
-    def _write(self, masters: Sequence[Master]) -> None:
+    def _changing(self) -> AbstractContextManager[Any]:
+        """One process at a time: a key that another one put into the file meanwhile must not be lost."""
         if self.file is None:
             raise Conflict("the master keys are in RATCHET_KEYS; change them there, in every process")
+        return FileLock(f"{self.file}.lock")
+
+    def _write(self, masters: Sequence[Master]) -> None:
+        assert self.file is not None
         handle, temporary = tempfile.mkstemp(dir=self.file.parent, prefix=f".{self.file.name}.")  # it makes it 0600
         with os.fdopen(handle, "wb") as file:
             file.write(_written(masters))

@@ -43,6 +43,9 @@ from ratchet.storage.vault import metadata as vault_metadata
 ROWS_AT_ONCE = 50
 """Rows of one INSERT."""
 
+BUSY_MS = 30_000
+"""How long a write waits for another process's on SQLite."""
+
 SHARED_AT_HAND = 4096
 """Shared replies that are kept in memory, the newest."""
 
@@ -89,6 +92,7 @@ class SqlArchive:
             postgresql.insert if self._url.get_backend_name() == "postgresql" else sqlite.insert
         )
         self.claims = self._claims()
+        self.unscrubbed = False
         self._many: dict[int, _ManyRows] = {}
         self.pen = Pen(self._transact)
         self._shared: OrderedDict[str, tuple[str, Reply]] = OrderedDict()
@@ -172,7 +176,10 @@ class SqlArchive:
         try:
             with self._engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
                 if not on_server:
-                    return connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)").scalar() == 0
+                    connection.exec_driver_sql("PRAGMA busy_timeout=500")  # who writes meanwhile waits for this
+                    self.unscrubbed = connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)").scalar() != 0
+                    connection.exec_driver_sql(f"PRAGMA busy_timeout={BUSY_MS}")
+                    return not self.unscrubbed
                 try:
                     connection.exec_driver_sql("SET lock_timeout = '2s'")
                     # Not a plain VACUUM: it leaves the bytes of what was deleted until others take their place.
@@ -180,8 +187,10 @@ class SqlArchive:
                 finally:
                     connection.exec_driver_sql("RESET lock_timeout")
         except sa.exc.DBAPIError:
-            return False
-        return True
+            self.unscrubbed = True
+        else:
+            self.unscrubbed = False
+        return not self.unscrubbed
 
     def forget(self, optimization_id: str) -> None:
         """Let go of what this process remembers of an optimization that was erased."""
@@ -190,7 +199,9 @@ class SqlArchive:
             self._shared.pop(name, None)
 
     def forget_erased(self) -> None:
-        """Let go of what this process remembers of things that another one erased."""
+        """Let go of what this process remembers of things that another one erased, and of what is left in files."""
+        if self.unscrubbed:
+            self.scrub()
         known = self.vault.known()
         with self._writing() as connection:
             there = self.vault.there(connection, known)
@@ -340,7 +351,7 @@ def _tune_sqlite(connection: Any, _record: object) -> None:
     # WAL survives a killed process with NORMAL; FULL would only add an fsync per reply against power loss.
     cursor = connection.cursor()
     # What is deleted is overwritten, so that a data key that was destroyed is in no file any more.
-    for pragma in ("journal_mode=WAL", "synchronous=NORMAL", "busy_timeout=30000", "secure_delete=ON"):
+    for pragma in ("journal_mode=WAL", "synchronous=NORMAL", f"busy_timeout={BUSY_MS}", "secure_delete=ON"):
         cursor.execute(f"PRAGMA {pragma}")
     cursor.close()
 

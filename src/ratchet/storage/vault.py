@@ -22,7 +22,7 @@ metadata = sa.MetaData()
 data_keys = sa.Table(
     "data_keys",
     metadata,
-    sa.Column("owner", sa.String(100), primary_key=True),
+    sa.Column("owner", sa.String(200), primary_key=True),
     sa.Column("tenant", sa.String(128), nullable=False, index=True),
     sa.Column("wrapped", sa.LargeBinary, nullable=False),
     sa.Column("master", sa.String(64), nullable=False, index=True),

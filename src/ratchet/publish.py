@@ -19,7 +19,7 @@ from ratchet.core.evaluation import Evaluation
 from ratchet.core.problem import Candidate
 from ratchet.core.result import OptimizationResult
 from ratchet.core.statistics import Comparison, compare_paired, mean_interval, relative_change
-from ratchet.engine import certificate, report
+from ratchet.engine import certificate, drawing, report
 from ratchet.engine.archive import Archive, Notebook
 from ratchet.options import Options
 from ratchet.programs.targets import save_program

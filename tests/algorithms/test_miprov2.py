@@ -17,7 +17,7 @@ from ratchet.core.errors import BudgetSpent
 from ratchet.core.evaluation import Evaluations
 from ratchet.core.problem import Budget, FieldSpec, Problem
 from ratchet.testing import SyntheticProblem
-from ratchet.testing_by_hand import ByHand
+from ratchet.testing.by_hand import ByHand
 
 
 @pytest.mark.parametrize("predictors", [("answer",), ("plan", "answer")])

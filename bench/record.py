@@ -78,10 +78,9 @@ def read(path: Path) -> RecordedSurface:
 
 
 def exported(archive: SqlArchive, identity: str, *, about: str) -> RecordedSurface:
-    """What an optimization by ``every_combination`` of a program of one predictor found.
+    """What an optimization by ``every_combination`` of a program of one predictor found, done or interrupted.
 
-    Raises:
-        SystemExit: a combination was not run on all of validation.
+    Instructions that were not run with every demo set are left out.
     """
     notebook = archive.open(identity)
     validation = notebook.examples()["validation"]
@@ -94,13 +93,11 @@ def exported(archive: SqlArchive, identity: str, *, about: str) -> RecordedSurfa
         (state,) = candidate.predictors.values()
         if set(keys) <= scores.get(candidate.key, {}).keys():
             grid[state.instructions, canonical(state.demos)] = candidate.key
-    instructions = list(dict.fromkeys(text for text, _ in grid))
     demos = list(dict.fromkeys(shown for _, shown in grid))
-    if missing := len(instructions) * len(demos) - len(grid):
-        raise SystemExit(f"{identity} is not done: {missing} combinations are missing; ratchet resume {identity}")
-    found = [[[scores[grid[text, shown]][key] for key in keys] for shown in demos] for text in instructions]
+    complete = [text for text in dict.fromkeys(text for text, _ in grid) if all((text, each) in grid for each in demos)]
+    found = [[[scores[grid[text, shown]][key] for key in keys] for shown in demos] for text in complete]
     sizes = [len(json.loads(shown)) for shown in demos]
-    return RecordedSurface(about=about, characters=[len(text) for text in instructions], demos=sizes, scores=found)
+    return RecordedSurface(about=about, characters=[len(text) for text in complete], demos=sizes, scores=found)
 
 
 def main() -> None:

@@ -41,7 +41,7 @@ from bench.sheet import Bar, conclude, say, size_of, table
 from ratchet.algorithms.capo import Recombining, evolve
 from ratchet.algorithms.deep_kernel import Fit
 from ratchet.algorithms.demos import spread
-from ratchet.algorithms.miprov2 import Plan, Space, search
+from ratchet.algorithms.miprov2 import Plan, Space, search, turned
 from ratchet.algorithms.scoreboard import Scoreboard
 from ratchet.algorithms.surrogate import Model, hashed_ngrams, hyperband
 from ratchet.core.algorithm import Algorithm, Steps
@@ -249,7 +249,8 @@ def by_surrogate(board: Scoreboard, space: Space, order: Sequence[Example], rng:
 
 def by_miprov2(board: Scoreboard, space: Space, order: Sequence[Example], rng: random.Random) -> Steps[None]:
     """Random effects and growing minibatches."""
-    yield from search(board, space, [], Plan.of(board.problem, runs=board.runs_left), order, rng=rng)
+    plan = Plan.of(board.problem, runs=board.runs_left)
+    yield from search(board, space, [], plan, order, turned(board, plan, order), rng=rng)
 
 
 def by_tpe(board: Scoreboard, space: Space, order: Sequence[Example], rng: random.Random) -> Steps[None]:

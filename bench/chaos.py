@@ -43,8 +43,8 @@ from bench.stub import Outage, StubProcess, Weather
 from ratchet.bootstrap import open_archive
 from ratchet.settings import Settings
 from ratchet.storage.sql import SqlArchive
-from ratchet.testing_runs import essence
-from ratchet.testing_server import SIGNATURE, rows
+from ratchet.testing.lm_server import SIGNATURE, rows
+from ratchet.testing.runs import essence
 
 ALGORITHMS = (
     *("bootstrap", "dspy.gepa", "gepa", "dspy.miprov2"),

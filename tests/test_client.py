@@ -16,7 +16,7 @@ from ratchet import AsyncClient, Client
 from ratchet.core.errors import BadRequest, Conflict, Denied, Missing, StorageUnavailable
 from ratchet.engine.archive import Event
 from ratchet.service.app import create_app
-from ratchet.testing_service import Clock, RecordingQueue, actor, data, desk_in, request
+from ratchet.testing.service import Clock, RecordingQueue, actor, data, desk_in, request
 
 
 class Served:

@@ -15,8 +15,8 @@ from ratchet.core.errors import UnknownName
 from ratchet.settings import Settings
 from ratchet.storage.audit import Audit
 from ratchet.storage.sql import SqlArchive
-from ratchet.testing_service import Clock
-from ratchet.testing_vault import SECRET, age, fill, leaks, read, shelve
+from ratchet.testing.service import Clock
+from ratchet.testing.vault import SECRET, age, fill, leaks, read, shelve
 
 
 @pytest.fixture

@@ -18,8 +18,8 @@ from typing import Any
 
 import pytest
 
-from ratchet.testing_server import SIGNATURE, StubServer, rows
-from ratchet.testing_vault import SECRET, leaks
+from ratchet.testing.lm_server import SIGNATURE, StubServer, rows
+from ratchet.testing.vault import SECRET, leaks
 
 
 class Server:

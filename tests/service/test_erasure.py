@@ -15,8 +15,8 @@ from ratchet.core.errors import BadRequest, Missing, UnknownName
 from ratchet.storage.erasure import SWEEP, Retention
 from ratchet.storage.lessons import SqlLessons
 from ratchet.storage.vault import data_keys
-from ratchet.testing_service import House, actor, data
-from ratchet.testing_vault import SECRET, fill, read, shelve
+from ratchet.testing.service import House, actor, data
+from ratchet.testing.vault import SECRET, fill, read, shelve
 
 Remains = Callable[[], list[str]]
 

@@ -8,8 +8,8 @@ import sqlalchemy as sa
 
 from ratchet.run import Given, resumed_run
 from ratchet.service.serve import without_message
-from ratchet.testing_service import House
-from ratchet.testing_vault import SECRET, fill
+from ratchet.testing.service import House
+from ratchet.testing.vault import SECRET, fill
 
 
 def test_a_master_key_that_is_away_is_named_and_everything_goes_on_when_it_is_back(house: House) -> None:

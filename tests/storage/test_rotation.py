@@ -21,9 +21,9 @@ from ratchet.storage.ring import KeyRing, new_master
 from ratchet.storage.rotation import Rotation
 from ratchet.storage.sql import SqlArchive
 from ratchet.storage.vault import data_keys
-from ratchet.testing_postgres import PostgresServer, programs
-from ratchet.testing_service import Clock, actor
-from ratchet.testing_vault import SECRET, fill, read, shelve
+from ratchet.testing.postgres import PostgresServer, programs
+from ratchet.testing.service import Clock, actor
+from ratchet.testing.vault import SECRET, fill, read, shelve
 
 KINDS = ["sqlite", *(["postgresql"] if programs() is not None else [])]
 Opened = Callable[..., SqlArchive]

@@ -19,8 +19,8 @@ from ratchet.storage.shelf import parts
 from ratchet.storage.sql import SqlArchive
 from ratchet.storage.texts import Texts
 from ratchet.storage.vault import data_keys
-from ratchet.testing_service import Clock, actor
-from ratchet.testing_vault import SECRET, age, fill, leaks, read, reply, shelve
+from ratchet.testing.service import Clock, actor
+from ratchet.testing.vault import SECRET, age, fill, leaks, read, reply, shelve
 
 Opened = Callable[..., SqlArchive]
 

@@ -15,7 +15,7 @@ from ratchet.core.access import Actor, Role
 from ratchet.desk import Desk
 from ratchet.settings import Settings
 from ratchet.storage.jobs import Job
-from ratchet.testing_server import SIGNATURE, rows
+from ratchet.testing.lm_server import SIGNATURE, rows
 
 BASE = "http://127.0.0.1:9/v1"
 """An LM server that requests may name; nobody listens there."""

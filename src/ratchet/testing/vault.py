@@ -29,7 +29,7 @@ from ratchet.storage.shelf import Shelf, parts
 from ratchet.storage.sql import SqlArchive
 from ratchet.storage.texts import Words, as_json
 from ratchet.storage.vault import data_keys
-from ratchet.testing_service import Clock, actor
+from ratchet.testing.service import Clock, actor
 
 SECRET = "Magdalena 555-0100 magdalena@example.org"
 """What must not be found."""

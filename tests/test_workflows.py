@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from ratchet.bootstrap import new_worker, open_archive
-from ratchet.core.errors import Conflict
+from ratchet.core.errors import Conflict, Missing
 from ratchet.desk import Desk
 from ratchet.options import Options
 from ratchet.settings import Settings
@@ -175,3 +175,20 @@ def test_what_got_lost_between_two_steps_is_found(shop: Shop) -> None:
     shop.begin()
     assert shop.until(never_queued, ended).attempt == 1
     assert shop.until(begun, ended).attempt == 2
+
+
+def test_a_worker_erases_what_is_too_old(shop: Shop) -> None:
+    job = shop.optimize()
+    shop.desk.stop(actor(), job.id, "cancel")
+    waiting = shop.optimize("other")
+    settings = shop.desk.settings.model_copy(update={"retention_days": "0.000001,other=0"})
+    worker = new_worker(shop.desk, settings, say=lambda line: None)
+    worker.start()
+    shop.workers.append(worker)
+    end = time.monotonic() + 20
+    while "retention.erase" not in (told := [each.action for each in shop.desk.audit.entries("default")]):
+        assert time.monotonic() < end, told
+        time.sleep(0.05)
+    with pytest.raises(Missing):
+        shop.desk.jobs.find("default", job.id)
+    assert shop.now(waiting).id == waiting.id

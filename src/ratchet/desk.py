@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from ratchet.admission import check_options, check_target
 from ratchet.core.access import Actor
-from ratchet.core.errors import BadRequest
+from ratchet.core.errors import BadRequest, Missing
 from ratchet.engine.archive import Event
 from ratchet.options import Options
 from ratchet.programs.datasets import read_rows
@@ -230,7 +230,8 @@ class Desk:
             Missing: there is none.
             Conflict: it waits or is worked on.
         """
-        self.jobs.find(actor.tenant, identity)
+        if self.eraser.tenant_of(identity) != actor.tenant:
+            raise Missing(f"there is no optimization {identity!r}", value=identity)
         self.eraser.optimization(actor, identity)
 
     def erase_dataset(self, actor: Actor, reference: str, *, with_optimizations: bool = False) -> None:
@@ -240,14 +241,12 @@ class Desk:
             Missing: there is none.
             Conflict: one of the optimizations waits or is worked on; nothing was erased then.
         """
-        dataset = self.shelf.dataset(actor.tenant, reference)
-        found = self.eraser.optimizations_on(actor.tenant, f"{dataset.name}@{dataset.version}")
-        if with_optimizations:
-            for identity in found:
-                self.eraser.check(actor, identity)
-            for identity in found:
-                self.eraser.optimization(actor, identity)
-        self.eraser.dataset(actor, dataset.id)
+        identities = self.eraser.optimizations_on(actor.tenant, reference) if with_optimizations else []
+        for identity in identities:
+            self.eraser.check(actor, identity)
+        for identity in identities:
+            self.eraser.optimization(actor, identity)
+        self.eraser.dataset(actor, reference)
 
     # --- data sets and targets ---------------------------------------------------------------------------------------
 

@@ -54,3 +54,20 @@ def test_replies_are_shared_within_a_tenant_only(house: House) -> None:
         run.gateway.close()
     assert None not in names
     assert names[0] != names[1] == names[2]
+
+
+def test_what_is_under_a_lost_key_is_listed_stopped_and_erased(house: House) -> None:
+    fill(house.desk.archive)
+    dataset = house.upload().json()["id"]
+    waiting = house.optimize().json()["id"]
+    for owner in house.desk.archive.vault.known():
+        house.desk.archive.vault.forget(owner)
+    house.desk.settings.master_keys_file.unlink()
+    found = {job["id"]: job for job in house.ask("GET", "/api/v1/optimizations").json()["items"]}
+    assert "cannot be read" in found["0a1b"]["reason"]
+    assert found[waiting]["status"] == "queued"
+    assert house.ask("GET", "/api/v1/optimizations/0a1b").status_code == 503
+    assert house.ask("POST", f"/api/v1/optimizations/{waiting}/cancel").status_code in (202, 503)
+    assert house.ask("DELETE", "/api/v1/optimizations/0a1b").status_code == 204
+    assert house.ask("DELETE", f"/api/v1/datasets/{dataset}?with_optimizations=true").status_code == 204
+    assert house.ask("GET", "/api/v1/optimizations").json()["items"] == []

@@ -12,7 +12,7 @@ from types import FrameType
 
 import uvicorn
 
-from ratchet.bootstrap import new_worker, open_desk
+from ratchet.bootstrap import new_worker, open_desk, open_ring
 from ratchet.core.access import Actor
 from ratchet.core.errors import BadRequest, where
 from ratchet.desk import Desk
@@ -84,8 +84,11 @@ def serve(settings: Settings, *, host: str, port: int, with_worker: bool, say: C
     Raises:
         BadRequest: it may not listen there.
     """
+    fresh = not open_ring(settings).there
     desk = open_desk(settings)
     try:
+        if fresh:
+            say(f"what is stored is encrypted under {settings.master_keys_file}; who loses that file loses it all")
         key = first_key(desk, host)
         worker = new_worker(desk, settings, say=say) if with_worker else None
         app = create_app(desk, work=worker.start if worker else None, stop=worker.close if worker else None)

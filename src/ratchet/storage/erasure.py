@@ -153,12 +153,16 @@ class Eraser:
         self._archive.scrub()
 
     def optimizations_on(self, tenant: str, dataset: str) -> list[str]:
-        """Ids of the tenant's optimizations that were given rows of ``NAME@VERSION``."""
-        query = sa.select(jobs.c.id).where(
-            jobs.c.tenant == tenant, jobs.c.data.contains(f'"{dataset}"', autoescape=True)
-        )
+        """Ids of the tenant's optimizations that were given rows of a version of a data set.
+
+        Raises:
+            Missing: the tenant has none.
+        """
         with self._archive.transaction() as connection:
-            return list(connection.execute(query.order_by(jobs.c.created_at)).scalars())
+            row = self._shelf._find(connection, datasets, "data set", tenant, dataset)
+            named = jobs.c.data.contains(f'"{row["name"]}@{row["version"]}"', autoescape=True)
+            query = sa.select(jobs.c.id).where(jobs.c.tenant == tenant, named).order_by(jobs.c.created_at)
+            return list(connection.execute(query).scalars())
 
     def tenant_of(self, identity: str) -> str | None:
         """Whose an optimization is; None when a command began it."""

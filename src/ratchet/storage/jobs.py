@@ -10,7 +10,7 @@ from typing import Any, Literal, cast
 import sqlalchemy as sa
 
 from ratchet.core.access import Actor
-from ratchet.core.errors import Conflict, Missing
+from ratchet.core.errors import Conflict, KeyUnavailable, Missing
 from ratchet.core.result import Status
 from ratchet.storage.audit import Audit, Change
 from ratchet.storage.envelope import Box
@@ -322,7 +322,14 @@ class Jobs:
             query = query.where(sa.or_(jobs.c.created_at < at, sa.and_(jobs.c.created_at == at, jobs.c.id < identity)))
         query = query.order_by(jobs.c.created_at.desc(), jobs.c.id.desc()).limit(limit)
         with self._archive.transaction() as connection:
-            return self._shown(connection, connection.execute(query).mappings().all())
+            return [self._listed(connection, row) for row in connection.execute(query).mappings().all()]
+
+    def _listed(self, connection: sa.Connection, row: sa.RowMapping) -> Job:
+        """One of many; that its key is lost must not hide the others."""
+        try:
+            return self._shown(connection, [row])[0]
+        except KeyUnavailable as error:
+            return _job({**row, "reason": f"cannot be read: {error}"})
 
     def file(self, tenant: str, identity: str, name: str) -> bytes:
         """A file of an optimization.

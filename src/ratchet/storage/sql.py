@@ -18,6 +18,7 @@ from ratchet.core.errors import StorageUnavailable, UnknownName
 from ratchet.engine.archive import Optimization
 from ratchet.programs.journal import Reply
 from ratchet.storage.claims import Claims, FileClaims, MemoryClaims, ServerClaims
+from ratchet.storage.envelope import Box
 from ratchet.storage.notebook import SqlNotebook, reply_of
 from ratchet.storage.pen import Pen
 from ratchet.storage.ring import KeyRing
@@ -42,6 +43,8 @@ from ratchet.storage.vault import metadata as vault_metadata
 
 ROWS_AT_ONCE = 50
 """Rows of one INSERT."""
+
+NOTHING = Box("nobody", None, whole=False)
 
 BUSY_MS = 30_000
 """How long a write waits for another process's on SQLite."""
@@ -220,8 +223,9 @@ class SqlArchive:
 
     def _shown(self, connection: sa.Connection, texts: Texts, rows: Sequence[Row]) -> list[dict[str, Any]]:
         """Rows with what is private in them."""
-        boxes = self.vault.boxes(connection, {texts.owner(row) for row in rows})
-        return [texts.show(boxes[texts.owner(row)], row) for row in rows]
+        # No key is asked for where there is nothing to open: what waits can be seen and stopped without one.
+        boxes = self.vault.boxes(connection, {texts.owner(row) for row in rows if texts.some(row)})
+        return [texts.show(boxes.get(texts.owner(row), NOTHING), row) for row in rows]
 
     @contextmanager
     def _reading(self) -> Iterator[sa.Connection]:

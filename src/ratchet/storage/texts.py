@@ -77,6 +77,10 @@ class Texts:
         """Whose data key the row is under."""
         return f"{self.kind}:{row[self.key]}"
 
+    def some(self, row: Row) -> bool:
+        """Whether there is anything private in a row."""
+        return row[self.into] is not None or any(row[name] != blank for name, blank in self._blank.items())
+
     def hide(self, box: Box, values: Mapping[str, Any]) -> dict[str, Any]:
         """A row as it is stored, from one whose private values are plain objects; None is for what it does not have."""
         private = {name: values[name] for name in self.names if values.get(name) is not None}
@@ -95,7 +99,7 @@ class Texts:
         if sealed is not None:
             private = json.loads(box.open(bytes(sealed), place))
             return found | {name: private.get(name, blank) for name, blank in self._blank.items()}
-        if box.whole and any(found[name] != blank for name, blank in self._blank.items()):
+        if box.whole and self.some(row):
             raise Tampered(f"{place} of {box.owner} holds plain text where an envelope belongs; restore a backup")
         return found | {name: json.loads(found[name]) for name in self._json if found[name]}
 

@@ -72,7 +72,7 @@ bench-fleet: $(READY)  ## 10, 100 and 1000 optimizations at once through `ratche
 	$(BIN)/python -m bench.fleet $(MORE) $(QUICK)
 
 lock: $(READY)  ## Resolve pyproject.toml anew into requirements.lock
-	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --extra local --extra service --group dev --output-file requirements.lock pyproject.toml
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --extra local --extra privacy --extra service --group dev --output-file requirements.lock pyproject.toml
 
 # One resolution, twice: with the CPU build for Linux, which not every index has, and with what an index has.
 lock-torch: $(READY)  ## Resolve PyTorch anew, for the tests of `surrogate`

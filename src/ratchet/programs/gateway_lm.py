@@ -9,6 +9,7 @@ from dspy.lm15 import Request, Response
 
 from ratchet.programs.gateway import Ask, Gateway
 from ratchet.programs.line import Line, LmCall, current_call
+from ratchet.programs.outgoing import outgoing
 from ratchet.programs.replies import response_of
 
 
@@ -29,6 +30,7 @@ class _Door:
 
     def complete(self, request: Request) -> Response:
         """The reply to ``request``."""
+        request = outgoing(self.line, request)
         return response_of(self.gateway.fetch(self.line, Ask(self.line.key(request), request)))
 
     def close(self) -> None:
@@ -47,6 +49,7 @@ class _AsyncDoor:
 
     async def complete(self, request: Request) -> Response:
         """The reply to ``request``."""
+        request = outgoing(self.line, request)
         return response_of(await self.gateway.afetch(self.line, Ask(self.line.key(request), request)))
 
     async def aclose(self) -> None:

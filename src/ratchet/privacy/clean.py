@@ -1,0 +1,269 @@
+"""Puts something else in the place of personal data: in texts, in rows, in prompts; and counts what it found.
+
+A pseudonym is computed, not remembered: twelve letters of an HMAC over the original under the data set's key. So every
+process gives the same one, in every file and after every crash, no table of originals is kept, and nobody without the
+key can tell which original it was, or try one. Among a hundred thousand originals of a kind, two get the same pseudonym
+with a probability of 1 in 19 million (26 ** 12 pseudonyms).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any
+
+from ratchet.core.problem import Fields
+from ratchet.privacy.find import Finder, Span
+from ratchet.privacy.policy import Policy, Treatment, tokens
+
+ROUNDS = 5
+"""How often a text is looked at again after something in it was replaced."""
+
+SHAPES = 3
+"""Shapes of what was found that a report shows, for each field and kind."""
+
+_LETTERS = "abcdefghijklmnopqrstuvwxyz"
+
+
+def normal(kind: str, original: str) -> str:
+    """What is the same in all ways to write an original.
+
+    >>> normal("PHONE_NUMBER", "+1 (555) 010-2030"), normal("EMAIL_ADDRESS", "Jane@Example.ORG")
+    ('15550102030', 'jane@example.org')
+    """
+    if kind in ("PHONE_NUMBER", "CREDIT_CARD", "US_SSN"):
+        digits = re.sub(r"\D", "", original)
+        return digits.removeprefix("00") if kind == "PHONE_NUMBER" else digits
+    if kind == "IBAN_CODE":
+        return re.sub(r"[\s-]", "", original).upper()
+    return original.casefold() if kind in ("EMAIL_ADDRESS", "IP_ADDRESS", "MAC_ADDRESS", "UUID") else original
+
+
+def shape(original: str) -> str:
+    """What something looks like, and no letter or digit of it.
+
+    >>> shape("Jane.Roe7@example.org")
+    'Xxxx.Xxx9@xxxxxxx.xxx'
+    """
+    return "".join(
+        ("X" if each.isupper() else "x") if each.isalpha() else "9" if each.isdigit() else each for each in original
+    )
+
+
+@dataclass(slots=True)
+class Found:
+    """What was found in one field of one kind.
+
+    Attributes:
+        count: How often.
+        rows: In how many rows.
+        shapes: What some of it looked like.
+    """
+
+    count: int = 0
+    rows: int = 0
+    shapes: list[str] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class Report:
+    """What was found in rows; it holds none of it.
+
+    Attributes:
+        rows: Rows that were looked at.
+        touched: Rows in which something was found, or left out.
+        found: Field -> kind -> what was found.
+        dropped: Field -> rows from which it was left out.
+    """
+
+    rows: int = 0
+    touched: int = 0
+    found: dict[str, dict[str, Found]] = field(default_factory=dict)
+    dropped: Counter[str] = field(default_factory=Counter)
+
+    def counts(self) -> dict[str, int]:
+        """How much was found of each kind, over all fields."""
+        found: Counter[str] = Counter()
+        for kinds in self.found.values():
+            found.update({kind: each.count for kind, each in kinds.items()})
+        return dict(sorted(found.items()))
+
+    def to_json(self) -> dict[str, Any]:
+        """The report as JSON data."""
+        return {
+            "rows": self.rows,
+            "rows_touched": self.touched,
+            "found": {
+                name: {
+                    kind: {"count": each.count, "rows": each.rows, "shapes": each.shapes}
+                    for kind, each in sorted(kinds.items())
+                }
+                for name, kinds in sorted(self.found.items())
+            },
+            "dropped": dict(sorted(self.dropped.items())),
+        }
+
+    def told(self) -> str:
+        """In one line.
+
+        >>> Report(rows=3).told()
+        'no personal data was found in 3 rows'
+        """
+        parts = [f"{kind} {count}" for kind, count in self.counts().items()]
+        parts += [f"{name} left out of {rows} rows" for name, rows in sorted(self.dropped.items())]
+        if not parts:
+            return f"no personal data was found in {self.rows} rows"
+        return f"personal data in {self.touched} of {self.rows} rows: {', '.join(parts)}"
+
+    def with_labels(self, more: Report) -> Report:
+        """What was found in inputs and labels of the same examples, each counted once."""
+        dropped = self.dropped + more.dropped
+        return Report(
+            rows=self.rows,
+            touched=max(self.touched, more.touched),
+            found={**self.found, **more.found},
+            dropped=dropped,
+        )
+
+    def _note(self, name: str, originals: Iterable[tuple[str, str]]) -> None:
+        kinds = self.found.setdefault(name, {})
+        seen = set()
+        for kind, original in originals:
+            each = kinds.setdefault(kind, Found())
+            each.count += 1
+            each.rows += kind not in seen
+            seen.add(kind)
+            if (looks := shape(original)) not in each.shapes and len(each.shapes) < SHAPES:
+                each.shapes.append(looks)
+
+
+class Cleaner:
+    """Cleans whatever belongs to one data set.
+
+    Cleaning what is clean changes nothing.
+
+    Args:
+        policy: What is done.
+        key: The data set's; 32 random bytes.
+
+    Raises:
+        BadRequest: the extra is not installed.
+    """
+
+    def __init__(self, policy: Policy, key: bytes) -> None:
+        self.policy = policy.sealed(key)
+        self._key = key
+        self._finder = Finder(self.policy, key)
+        self._names = set(self.policy.marks.values())
+        kinds = {*self.policy.kinds, *self._names, *self.policy.patterns}
+        either = "|".join(sorted(map(re.escape, kinds)))
+        self._ours = re.compile(rf"<(?:{either})(?:_[a-z]{{12}})?>|person-[a-z]{{12}}@example\.invalid")
+        self._cleaned = lru_cache(maxsize=4096)(self._clean)
+
+    def pseudonym(self, kind: str, original: str) -> str:
+        """What stands for ``original``."""
+        name = " ".join(word for word, _, _ in tokens(original)) if kind in self._names else normal(kind, original)
+        digest = hmac.new(self._key, f"{kind}\0{name}".encode(), hashlib.sha256).digest()
+        number, letters = int.from_bytes(digest, "big"), ""
+        for _ in range(12):
+            number, letter = divmod(number, len(_LETTERS))
+            letters += _LETTERS[letter]
+        return f"person-{letters}@example.invalid" if kind == "EMAIL_ADDRESS" else f"<{kind}_{letters}>"
+
+    def text(self, text: str, treatment: Treatment) -> tuple[str, tuple[tuple[str, str], ...]]:
+        """``text`` with something else in the place of what is found in it; and kinds and originals of that."""
+        return (text, ()) if treatment == "keep" or not text else self._cleaned(text, treatment)
+
+    def prompt(self, text: str) -> str:
+        """``text`` as it may be sent to a reflection LM."""
+        return self.text(text, self.policy.of_prompts)[0]
+
+    def value(self, value: Any, treatment: Treatment) -> tuple[Any, list[tuple[str, str]]]:
+        """A JSON value, cleaned in all its depth, keys too; and kinds and originals of what was found.
+
+        A number is read as text, and stays a number where nothing is found in it.
+        """
+        found: list[tuple[str, str]] = []
+        return self._walked(value, treatment, found), found
+
+    def rows(self, rows: Iterable[Fields]) -> tuple[list[dict[str, Any]], Report]:
+        """Rows as they may be kept, in order, and what was found in them."""
+        report = Report()
+        return [self._row(row, report) for row in rows], report
+
+    def _row(self, row: Fields, report: Report) -> dict[str, Any]:
+        kept, touched = dict[str, Any](), False
+        for name, value in row.items():
+            treatment = self.policy.of(name)
+            if treatment == "drop":
+                report.dropped[name] += 1
+                touched = True
+                continue
+            kept[name], found = self.value(value, treatment)
+            if found:
+                report._note(name, found)
+                touched = True
+        report.rows += 1
+        report.touched += touched
+        return kept
+
+    def _walked(self, value: Any, treatment: Treatment, found: list[tuple[str, str]]) -> Any:
+        if treatment == "keep":
+            return value
+        if isinstance(value, str):
+            text, originals = self.text(value, treatment)
+            found += originals
+            return text
+        if isinstance(value, int) and not isinstance(value, bool) and abs(value) >= 1000:
+            text, originals = self.text(str(value), treatment)
+            found += originals
+            return text if originals else value
+        if isinstance(value, Mapping):
+            walked: dict[str, Any] = {}
+            for name, part in value.items():
+                walked[_free(self._walked(name, treatment, found), walked)] = self._walked(part, treatment, found)
+            return walked
+        if isinstance(value, list | tuple):
+            return [self._walked(part, treatment, found) for part in value]
+        return value
+
+    def _clean(self, text: str, treatment: Treatment) -> tuple[str, tuple[tuple[str, str], ...]]:
+        found: list[tuple[str, str]] = []
+        for _ in range(ROUNDS):
+            spans = list(self._foreign(text))
+            if not spans:
+                break
+            pieces, end = list[str](), 0
+            for span in spans:
+                original = text[span.start : span.end]
+                found.append((span.kind, original))
+                stands = self.pseudonym(span.kind, original) if treatment == "pseudonymise" else f"<{span.kind}>"
+                pieces += [text[end : span.start], stands]
+                end = span.end
+            text = "".join(pieces) + text[end:]
+        return text, tuple(found)
+
+    def _foreign(self, text: str) -> Iterator[Span]:
+        """What is found in ``text`` and is not what we put there."""
+        ours = [found.span() for found in self._ours.finditer(text)]
+        for span in self._finder.spans(text):
+            start = span.start
+            inside = [place for place in ours if place[0] < span.end and place[1] > start]
+            for first, last in (*inside, (span.end, span.end)):
+                if text[start:first].strip():
+                    yield Span(start=start, end=first, kind=span.kind)
+                start = max(start, last)
+
+
+def _free(name: str, taken: Mapping[str, Any]) -> str:
+    """``name``, with a number where it is taken: two keys that look alike now are two keys all the same."""
+    number, free = 1, name
+    while free in taken:
+        number += 1
+        free = f"{name} ({number})"
+    return free

@@ -12,13 +12,13 @@ import hashlib
 import hmac
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
 from ratchet.core.problem import Fields
-from ratchet.privacy.find import Finder, Span
+from ratchet.privacy.find import Finder
 from ratchet.privacy.policy import Policy, Treatment, tokens
 
 ROUNDS = 5
@@ -51,7 +51,7 @@ def shape(original: str) -> str:
     'Xxxx.Xxx9@xxxxxxx.xxx'
     """
     return "".join(
-        ("X" if each.isupper() else "x") if each.isalpha() else "9" if each.isdigit() else each for each in original
+        ("X" if each.isupper() else "x") if each.isalpha() else "9" if each.isnumeric() else each for each in original
     )
 
 
@@ -235,7 +235,8 @@ class Cleaner:
     def _clean(self, text: str, treatment: Treatment) -> tuple[str, tuple[tuple[str, str], ...]]:
         found: list[tuple[str, str]] = []
         for _ in range(ROUNDS):
-            spans = list(self._foreign(text))
+            ours = [found.span() for found in self._ours.finditer(text)]
+            spans = self._finder.spans(text, taken=ours)
             if not spans:
                 break
             pieces, end = list[str](), 0
@@ -247,17 +248,6 @@ class Cleaner:
                 end = span.end
             text = "".join(pieces) + text[end:]
         return text, tuple(found)
-
-    def _foreign(self, text: str) -> Iterator[Span]:
-        """What is found in ``text`` and is not what we put there."""
-        ours = [found.span() for found in self._ours.finditer(text)]
-        for span in self._finder.spans(text):
-            start = span.start
-            inside = [place for place in ours if place[0] < span.end and place[1] > start]
-            for first, last in (*inside, (span.end, span.end)):
-                if text[start:first].strip():
-                    yield Span(start=start, end=first, kind=span.kind)
-                start = max(start, last)
 
 
 def _free(name: str, taken: Mapping[str, Any]) -> str:

@@ -7,7 +7,7 @@ alike, so that dates, amounts and order numbers stay what they are.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -37,6 +37,20 @@ _NEAR = 0.6
 _SMALL = re.compile(r"[-+(\s./\d)]{7,}")
 """What a text without any phone number does not hold."""
 
+_AS_DIALLED = re.compile(r"(?:\+[\d(]|\().*|0\d*[\s/.()-].*|\d{3}([\s.-])\d{3}\1\d{4}", re.DOTALL)
+"""How a number is written that is one to call whatever stands before it: with ``+``, brackets, a trunk prefix, or in
+the North American way. Others, such as an order's, are only such with a word before them."""
+
+_NO_NUMBER = re.compile(r"\d{1,2}([./-])\d{1,2}\1\d{2,4}|\d{4}([./-])\d{1,2}\2\d{1,2}|(?:19|20)\d{6}|\d+[.,]\d+")
+"""A date, or a number with digits behind its point."""
+
+_NUMBERED = re.compile(
+    r"\b(?:order|invoice|reference|ref|ticket|tracking|case|booking|transaction|shipment|serial|batch|item)"
+    r"\W{0,3}(?:no|nr|number|id)?\W{0,3}$",
+    re.IGNORECASE,
+)
+"""Stands before a number that is no card's: one of twenty that begin like a card's has the right check digit, too."""
+
 _VERSION = re.compile(r"(?:\bv|\bver\.?\s?|\bversion\s|\brelease\s|\bbuild\s)$", re.IGNORECASE)
 
 
@@ -65,15 +79,28 @@ def _plausible(kind: str, text: str, start: int, end: int, score: float) -> bool
     """Whether what a recognizer found is what it takes it for."""
     found = text[start:end]
     if kind == "PHONE_NUMBER":
-        formatted = found[0] in "+(" or len(re.findall(r"[\s().-]+", found)) >= 2
-        return _whole_number(text, start, end) and (formatted or score >= _NEAR)
+        written = _AS_DIALLED.fullmatch(found) or score >= _NEAR
+        return bool(written) and not _NO_NUMBER.fullmatch(found) and _whole_number(text, start, end)
     if kind == "CREDIT_CARD":
-        return _whole_number(text, start, end) and _issued(re.sub(r"\D", "", found))
+        numbered = found.isdigit() and _NUMBERED.search(text[max(0, start - 40) : start])
+        return not numbered and _whole_number(text, start, end) and _issued(re.sub(r"\D", "", found))
     if kind == "IP_ADDRESS":
         if ":" in found:  # ``a::b`` stands in programs
             return len(found) >= 6 and any(each.isdigit() for each in found)
         return not _VERSION.search(text[max(0, start - 10) : start])
     return True
+
+
+def _start(kind: str, text: str, start: int, end: int) -> int:
+    """Where it begins: what may stand in an address, but more often before one, does not belong to it.
+
+    Else ``'jane@x.org'`` and ``?to=jane@x.org`` would be others than ``jane@x.org``.
+    """
+    if kind != "EMAIL_ADDRESS":
+        return start
+    local = text[start : text.rindex("@", start, end)]
+    rest = re.split(r"[/?=&]", local)[-1].lstrip("!#$%'*+^_`{|}~-.")
+    return start + len(local) - len(rest) if rest else start
 
 
 @cache
@@ -181,15 +208,17 @@ class Finder:
     Args:
         policy: One that is sealed with ``key``.
         key: The data set's.
+        pattern_seconds: How long one pattern of the policy may look at one text.
 
     Raises:
         BadRequest: the extra is not installed.
     """
 
-    def __init__(self, policy: Policy, key: bytes) -> None:
+    def __init__(self, policy: Policy, key: bytes, *, pattern_seconds: float = PATTERN_SECONDS) -> None:
         self._engine = analyzer(tuple(sorted(policy.kinds)))
         self._key = key
         self._policy = policy
+        self._seconds = pattern_seconds
         self._known: dict[tuple[str, ...], str | None] = {}
         import regex  # what Presidio itself matches with: it can be told to give up
 
@@ -198,25 +227,29 @@ class Finder:
         except regex.error as error:
             raise BadRequest(f"pii: a pattern is no regular expression: {error}", field="patterns") from error
 
-    def spans(self, text: str) -> list[Span]:
-        """What is found, in order; no two overlap."""
+    def spans(self, text: str, *, taken: Iterable[tuple[int, int]] = ()) -> list[Span]:
+        """What is found, in order; no two overlap.
+
+        Args:
+            taken: Places where nothing is to be found.
+        """
         found = [
-            Span(start=each.start, end=each.end, kind=each.entity_type)
-            for each in sorted(self._engine.analyze(text, "en"), key=lambda each: -each.score)
+            Span(start=_start(each.entity_type, text, each.start, each.end), end=each.end, kind=each.entity_type)
+            for each in self._engine.analyze(text, "en")
             if _plausible(each.entity_type, text, each.start, each.end, each.score)
         ]
-        return apart([*self._matches(text), *self._names(text), *found])
+        return apart([*self._matches(text), *self._names(text), *found], text, taken=taken)
 
     def _matches(self, text: str) -> Iterator[Span]:
         for kind, pattern in self._patterns:
             try:
-                for found in pattern.finditer(text, timeout=PATTERN_SECONDS):
+                for found in pattern.finditer(text, timeout=self._seconds):
                     if found.end() > found.start():
                         yield Span(start=found.start(), end=found.end(), kind=kind)
             except TimeoutError as error:
                 # To go on would be to let through what it would have found.
                 raise BadData(
-                    f"pii: the pattern of {kind} took more than {PATTERN_SECONDS:g} s on one text; give a simpler one",
+                    f"pii: the pattern of {kind} took more than {self._seconds:g} s on one text; give a simpler one",
                     field="patterns",
                     value=kind,
                 ) from error
@@ -246,21 +279,24 @@ _JOINT = re.compile(r"[\s_.,'’-]{1,3}")
 """What may stand between two words of a name."""
 
 
-def apart(spans: list[Span]) -> list[Span]:
-    """Spans in order, none of which overlap: those that do become one, of the kind of the longest.
+def apart(spans: Iterable[Span], text: str, *, taken: Iterable[tuple[int, int]] = ()) -> list[Span]:
+    """Spans in order, none of which overlap: of two that do, the longer keeps all, and the other what is left of it.
 
-    >>> apart([Span(start=4, end=8, kind="B"), Span(start=0, end=6, kind="A")])
-    [Span(start=0, end=8, kind='A')]
+    So an address has its own pseudonym also where a name runs into it.
+
+    Args:
+        taken: Places where nothing is to be found.
+
+    >>> apart([Span(start=0, end=6, kind="A"), Span(start=4, end=12, kind="B")], "Roe jane@x.o")
+    [Span(start=0, end=4, kind='A'), Span(start=4, end=12, kind='B')]
     """
-    found: list[Span] = []
-    kinds: list[int] = []
-    for span in sorted(spans, key=lambda span: (span.start, -span.end)):
-        if found and span.start < found[-1].end:
-            before, length = found[-1], span.end - span.start
-            kind = span.kind if length > kinds[-1] else before.kind
-            found[-1] = Span(start=before.start, end=max(before.end, span.end), kind=kind)
-            kinds[-1] = max(kinds[-1], length)
-        else:
-            found.append(span)
-            kinds.append(span.end - span.start)
-    return found
+    places, found = list(taken), list[Span]()
+    for span in sorted(spans, key=lambda span: (span.start - span.end, span.start)):
+        start = span.start
+        inside = sorted(place for place in places if place[0] < span.end and place[1] > start)
+        for first, last in (*inside, (span.end, span.end)):
+            if any(each.isalnum() for each in text[start:first]):
+                found.append(Span(start=start, end=first, kind=span.kind))
+            start = max(start, last)
+        places.append((span.start, span.end))
+    return sorted(found, key=lambda span: span.start)

@@ -150,6 +150,24 @@ OTHER: Mapping[str, Callable[[random.Random], str]] = {
 SENTENCES = ("It was {} then.", "See {} for details.", "{}", "We have {}, and that is all.", "The number is {}.")
 
 
+HARD: Mapping[str, Callable[[random.Random], str]] = {
+    "phone number, ten digits and no word before it": lambda rng: (
+        f"I am at {{{rng.choice(('212', '415'))}5{digits(rng, 6)}}}"
+    ),
+    "national phone number of another country": lambda rng: (
+        f"phone {{{digits(rng, 3)} {digits(rng, 3)} {digits(rng, 2)}}}"
+    ),
+    "address spelled out": lambda rng: f"{{jane{digits(rng, 2)} at example dot com}}",
+    "name that is not listed": lambda rng: f"Dear {{{rng.choice(('Ada Byron', 'Noor Khan', 'Tom Weber'))}}}, thanks.",
+    "name that is listed, misspelled": lambda rng: f"Dear {{{rng.choice(('Jane Rowe', 'Zoe Muller', 'Lee Wei'))}}}",
+    "postal address": lambda rng: f"I live in {{{digits(rng, 2)} Main Street, Springfield}}",
+    "date of birth": lambda rng: f"born {{{rng.randint(1, 28):02d}.{rng.randint(1, 12):02d}.19{digits(rng, 2)}}}",
+    "card number, bare, behind the word order": lambda rng: f"order {{{luhn('4' + digits(rng, 14))}}}",
+    "IBAN in small letters": lambda rng: f"{{{iban(rng).lower()}}}",
+}
+"""What is personal, and hard or impossible for patterns; what is personal stands in braces."""
+
+
 @dataclass
 class Tally:
     """What was planted of a kind, and what was found."""
@@ -228,6 +246,20 @@ def measured(texts: int, *, seed: int) -> Outcome:
     return outcome
 
 
+def hard(texts: int, *, seed: int) -> dict[str, float]:
+    """Share found of each sort of ``HARD``, of so many texts each."""
+    rng, finder, found = random.Random(seed), Finder(POLICY.sealed(bytes(32)), bytes(32)), dict[str, float]()
+    for sort, make in HARD.items():
+        hits = 0
+        for _ in range(texts):
+            before, _, rest = make(rng).partition("{")
+            value, _, after = rest.partition("}")
+            start, end = len(before), len(before) + len(value)
+            hits += any(span.start <= start and span.end >= end for span in finder.spans(before + value + after))
+        found[sort] = hits / texts
+    return found
+
+
 def table(outcome: Outcome) -> str:
     """The outcome as Markdown."""
 
@@ -251,6 +283,9 @@ def main() -> None:
     given = parser.parse_args()
     outcome = measured(given.texts, seed=given.seed)
     print(table(outcome))
+    print("\n| hard, or impossible for patterns | recall |\n|---|---:|")
+    for sort, share in hard(200, seed=given.seed).items():
+        print(f"| {sort} | {share:.3f} |")
     print(f"\n{outcome.texts} texts, {outcome.seconds / outcome.texts * 1e3:.2f} ms of CPU time each")
     for kind, text in outcome.missed[: given.show]:
         print("missed  ", kind, repr(text))

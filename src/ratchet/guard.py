@@ -57,10 +57,14 @@ def guarded(options: Options, settings: Settings, archive: SqlArchive) -> tuple[
 
     Raises:
         BadRequest: the policy makes no sense, or the extra is not installed.
+        Missing: the key of its pseudonyms was removed.
     """
     if options.pii is not None and "marks" in options.pii:
         policy = Policy.from_json(options.pii)  # what was stored is all there is to say
-        return options, cleaner_for(policy, archive, tenant=options.tenant)
+        if not policy.is_on:
+            return options, None
+        # Under a new key its names would not be found any more.
+        return options, Cleaner(policy, PseudonymKeys(archive).known(options.tenant, policy.set))
     files = [file for file in (options.data, options.train, options.validation, options.test) if file is not None]
     policy = policy_for(options.pii, settings, called=default_set(files) or "data")
     cleaner = cleaner_for(policy, archive, tenant=options.tenant)
@@ -85,8 +89,14 @@ def clean_rows(cleaner: Cleaner, rows: Sequence[Row]) -> tuple[list[Row], Report
 
 
 def clean_examples(cleaner: Cleaner, examples: Sequence[Example]) -> tuple[tuple[Example, ...], Report]:
-    """Examples of a caller, cleaned in inputs and labels; a field that is dropped is missing."""
+    """Examples of a caller, cleaned in inputs and labels.
+
+    Raises:
+        BadRequest: an input is dropped.
+    """
     inputs, found = cleaner.rows([example.inputs for example in examples])
+    for name in found.dropped:
+        raise BadRequest(f"pii: {name!r} is dropped, and it is an input of the program", field="fields", value=name)
     labels, more = cleaner.rows([example.labels for example in examples])
     pairs = zip(inputs, labels, strict=True)
     return tuple(Example(inputs=given, labels=known) for given, known in pairs), found.with_labels(more)

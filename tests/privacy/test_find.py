@@ -116,7 +116,7 @@ def test_of_spans_that_overlap_nothing_is_left_and_the_longest_is_whole() -> Non
         ({"fields": {"text": "mask"}}, "text is 'mask'"),
         ({"fields": ["text"]}, "fields"),
         ({"names": "Jane"}, "names"),
-        ({"names": ["--"]}, "letter or a digit"),
+        ({"names": ["--"]}, "letters or digits"),
         ({"patterns": {"ID": "("}}, "no regular expression"),
         ({"patterns": {"ID": "x*"}}, "matches something"),
         ({"patterns": {"id": "x"}}, "capital letters"),

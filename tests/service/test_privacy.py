@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from ratchet.core.errors import BadRequest
+from ratchet.core.errors import BadRequest, Missing
 from ratchet.desk import Desk
 from ratchet.options import Options
 from ratchet.run import Given, resumed_run
@@ -176,6 +176,14 @@ def test_an_optimization_is_cleaned_as_its_data_set_was_and_goes_on_the_same_way
     person, address = (texts[at].rpartition(" ")[2] for at in (3, 0))
     assert said == f"ask {person} or {address}, and Li Wei"
     assert not any(secret.casefold() in everything(desk).casefold() for secret in SECRETS)
+
+
+def test_nothing_goes_on_whose_key_was_removed(cleaned: tuple[House, Any]) -> None:
+    house, _ = cleaned
+    identity = house.optimize(target={"spec": {"signature": SIGNATURE}}).json()["id"]
+    PseudonymKeys(house.desk.archive).forget("default", "mails")
+    with pytest.raises(Missing, match="the key of the pseudonyms of 'mails' was removed"):
+        resumed_run(identity, Given(), house.desk.settings, house.desk.archive)
 
 
 def test_a_key_is_made_once_and_can_be_forgotten(house: House) -> None:

@@ -130,7 +130,8 @@ class Report:
             dropped=dropped,
         )
 
-    def _note(self, name: str, originals: Iterable[tuple[str, str]]) -> None:
+    def note(self, name: str, originals: Iterable[tuple[str, str]]) -> None:
+        """Count what was found in one field of one row."""
         kinds = self.found.setdefault(name, {})
         seen = set()
         for kind, original in originals:
@@ -206,7 +207,7 @@ class Cleaner:
                 continue
             kept[name], found = self.value(value, treatment)
             if found:
-                report._note(name, found)
+                report.note(name, found)
                 touched = True
         report.rows += 1
         report.touched += touched

@@ -13,7 +13,7 @@ from functools import cache
 from typing import Any
 
 from ratchet.core.errors import BadData, BadRequest
-from ratchet.privacy.policy import Policy, mark, tokens
+from ratchet.privacy.policy import KINDS, Policy, mark, tokens
 
 PATTERN_SECONDS = 2.0
 """How long one pattern of a policy may look at one text."""
@@ -34,8 +34,8 @@ _MESSAGING = ("phone", "telephone", "tel", "mobile", "cell", "cellphone", "fax",
 _NEAR = 0.6
 """The score from which such a word was near."""
 
-_SMALL = re.compile(r"[-+(\s./\d)]{7,}")
-"""What a text without any phone number does not hold."""
+_DIGITS = re.compile(r"[-+()\[\]\s./\d~\u2010-\u2015\u2060\u2212\u223c\u30fc\uff08-\uff0f\uff5e]{7,}")
+"""Digits, and what people put between them."""
 
 _AS_DIALLED = re.compile(r"(?:\+[\d(]|\().*|0\d*[\s/.()-].*|\d{3}([\s.-])\d{3}\1\d{4}", re.DOTALL)
 """How a number is written that is one to call whatever stands before it: with ``+``, brackets, a trunk prefix, or in
@@ -168,10 +168,18 @@ def analyzer(kinds: tuple[str, ...]) -> Any:
             return suffixes(pattern_text).fqdn != ""
 
     class Phone(known.PhoneRecognizer):  # type: ignore[misc]
-        """Looks at nothing that is shorter than any number: it reads a text once for every region."""
+        """Looks where digits are and nowhere else: it reads whatever it looks at once for every region."""
 
         def analyze(self, text: str, entities: Any, nlp_artifacts: Any = None) -> Any:
-            return super().analyze(text, entities, nlp_artifacts) if _SMALL.search(text) else []
+            found = []
+            for place in _DIGITS.finditer(text):
+                if sum(map(str.isdecimal, place.group())) < 7:
+                    continue
+                first = max(0, place.start() - 2)
+                for each in super().analyze(text[first : place.end() + 2], entities, nlp_artifacts):
+                    each.start, each.end = each.start + first, each.end + first
+                    found.append(each)
+            return found
 
     second_series = Pattern("Mastercard of the second series", r"\b2[2-7]\d{2}(?:[- ]?\d{4}){3}\b", 0.3)
     makers: dict[str, Callable[[], Any]] = {
@@ -219,6 +227,7 @@ class Finder:
         self._key = key
         self._policy = policy
         self._seconds = pattern_seconds
+        self._worth_a_look = re.compile(r"[@:\d]" if set(policy.kinds) <= set(KINDS) else "")
         self._known: dict[tuple[str, ...], str | None] = {}
         import regex  # what Presidio itself matches with: it can be told to give up
 
@@ -235,7 +244,7 @@ class Finder:
         """
         found = [
             Span(start=_start(each.entity_type, text, each.start, each.end), end=each.end, kind=each.entity_type)
-            for each in self._engine.analyze(text, "en")
+            for each in (self._engine.analyze(text, "en") if self._worth_a_look.search(text) else ())
             if _plausible(each.entity_type, text, each.start, each.end, each.score)
         ]
         return apart([*self._matches(text), *self._names(text), *found], text, taken=taken)

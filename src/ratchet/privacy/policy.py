@@ -30,7 +30,7 @@ KINDS = (
     "US_SSN",
     "CRYPTO",
 )
-"""What is looked for unless a policy says otherwise."""
+"""What is looked for unless a policy says otherwise; each of them has a digit, an ``@`` or a ``:`` in it."""
 
 MORE_KINDS = ("URL", "US_ITIN", "US_PASSPORT", "US_BANK_NUMBER", "UK_NHS", "UK_NINO", "UUID", "DATE_TIME")
 """What is looked for when it is asked for: each of them is found in texts that hold nothing personal, too."""
@@ -43,6 +43,9 @@ WRITTEN = ("default", "fields", "kinds", "names", "patterns", "set")
 
 _KIND = re.compile(r"[A-Z][A-Z0-9_]{0,39}")
 _TOKEN = re.compile(r"[^\W_]+")
+
+MAX_WORDS = 12
+"""The most words a name may have."""
 
 MAX_NAMES, MAX_PATTERNS, MAX_PATTERN, MAX_SET = 10_000, 20, 300, 200
 """The most names and patterns there may be in one policy, and the longest pattern and name of a set."""
@@ -104,8 +107,8 @@ class Policy:
             if not _KIND.fullmatch(kind):
                 raise _refused("kind", kind, "give capital letters, digits and '_', such as CUSTOMER_ID")
         for name in (name for names in self.names.values() for name in names):
-            if not tokens(name):
-                raise _refused("names", name, "give names that have a letter or a digit")
+            if not 1 <= len(tokens(name)) <= MAX_WORDS:
+                raise _refused("names", name, f"give names of 1 to {MAX_WORDS} words, of letters or digits")
         if len(self.set) > MAX_SET:
             raise _refused("set", self.set, f"give a name of at most {MAX_SET} letters")
         if sum(map(len, self.names.values())) > MAX_NAMES:
@@ -190,7 +193,7 @@ class Policy:
         if not isinstance(data.get("default", "keep"), str) or not isinstance(data.get("set", ""), str):
             raise _refused("default", data.get("default"), f"choose from {', '.join(TREATMENTS)}")
         longest = data.get("longest", 0)
-        if not isinstance(longest, int) or not 0 <= longest <= 100:
+        if not isinstance(longest, int) or not 0 <= longest <= MAX_WORDS:
             raise _refused("longest", longest, "leave it out")
         return cls(
             default=data.get("default", "keep"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import dspy
@@ -49,7 +50,8 @@ class _AsyncDoor:
 
     async def complete(self, request: Request) -> Response:
         """The reply to ``request``."""
-        request = outgoing(self.line, request)
+        if self.line.clean is not None:  # long prompts take a while, and others are on this loop
+            request = await asyncio.to_thread(outgoing, self.line, request)
         return response_of(await self.gateway.afetch(self.line, Ask(self.line.key(request), request)))
 
     async def aclose(self) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from ratchet.core.errors import Missing
 from ratchet.storage.audit import Change
 from ratchet.storage.sql import SqlArchive
 
@@ -47,6 +48,19 @@ class PseudonymKeys:
     def key(self, tenant: str, name: str) -> bytes:
         """The key of the set ``name``, made when it is asked for first."""
         return self._find(tenant, name) or self._make(tenant, name)
+
+    def known(self, tenant: str, name: str) -> bytes:
+        """The key of the set ``name``, which was made before.
+
+        Raises:
+            Missing: it was removed.
+        """
+        found = self._find(tenant, name)
+        if found is None:
+            raise Missing(
+                f"the key of the pseudonyms of {name!r} was removed, so nothing can go on with them", value=name
+            )
+        return found
 
     def forget(self, tenant: str, name: str) -> bool:
         """Remove a key for good, and with it the way from an original to its pseudonym; whether there was one."""

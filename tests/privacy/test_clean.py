@@ -31,7 +31,7 @@ planted = st.builds(
     st.sampled_from([kind for kind in PERSONAL if kind != "PHONE_NUMBER"]),  # some of these are only found by context
     st.integers(0, 10**6),
 )
-filler = st.text(st.characters(exclude_categories=("Cs",), exclude_characters="@"), max_size=12)
+filler = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="@"), max_size=12)
 texts = st.builds(
     lambda parts, end: ("".join(f"{before} {original} " for before, (_, original) in parts) + end, parts),
     st.lists(st.tuples(filler, planted), max_size=4),
@@ -62,6 +62,14 @@ def test_cleaning_what_is_clean_changes_nothing(value: Any, treatment: Treatment
     assert twice == once
     assert found == []
     json.dumps(once)
+
+
+@given(st.lists(st.dictionaries(st.sampled_from(["text", "phone", "label"]), values, min_size=1), max_size=3))
+def test_cleaning_rows_that_are_clean_changes_nothing(rows: list[dict[str, Any]]) -> None:
+    once, _ = CLEANER.rows(rows)
+    twice, report = CLEANER.rows(once)
+    assert twice == once
+    assert (report.touched, report.counts()) == (0, {})
 
 
 @given(texts)
@@ -114,9 +122,34 @@ def test_inputs_and_labels_go_by_one_map_so_that_answers_stay_right(treatment: T
     assert rows[0]["all"][1]["to"] in rows[0]["text"]
 
 
+@pytest.mark.parametrize("treatment", TREATMENTS)
+def test_a_number_that_a_word_gave_away_is_found_where_no_word_does(treatment: Treatment) -> None:
+    rows, report = cleaner(default=treatment, fields={"raw": "keep"}).rows(
+        [
+            {"text": "my phone 2125550123", "label": "2125550123", "digits": 2125550123, "raw": "2125550123"},
+            {"text": "it is 212 555 0123, or 2125550124", "label": "20261125001"},
+        ]
+    )
+    name = rows[0]["text"].removeprefix("my phone ")
+    assert rows == [
+        {"text": f"my phone {name}", "label": name, "digits": name, "raw": "2125550123"},
+        {"text": f"it is {name}, or 2125550124", "label": "20261125001"},
+    ]
+    assert (report.touched, report.counts()) == (2, {"PHONE_NUMBER": 4})
+
+
+def test_the_name_of_a_field_says_what_stands_alone_in_it() -> None:
+    rows, _ = cleaner(default="redact").rows(
+        [{"customer_phone": "2125550123", "contact": {"mobilePhone": 4155550123}, "id": "2065550123"}]
+    )
+    assert rows == [
+        {"customer_phone": "<PHONE_NUMBER>", "contact": {"mobilePhone": "<PHONE_NUMBER>"}, "id": "2065550123"}
+    ]
+
+
 def test_every_field_is_treated_as_it_says() -> None:
-    policy = {"default": "redact", "fields": {"a": "keep", "b": "drop", "c": "pseudonymise"}}
-    rows, report = cleaner(**policy).rows([dict.fromkeys("abcd", "jane@x.org")])
+    fields = {"a": "keep", "b": "drop", "c": "pseudonymise"}
+    rows, report = cleaner(default="redact", fields=fields).rows([dict.fromkeys("abcd", "jane@x.org")])
     assert rows[0].pop("c").startswith("person-")
     assert rows == [{"a": "jane@x.org", "d": "<EMAIL_ADDRESS>"}]
     assert report.dropped == {"b": 1}

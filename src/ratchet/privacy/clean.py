@@ -12,13 +12,13 @@ import hashlib
 import hmac
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any
+from typing import Any, TypeAlias
 
 from ratchet.core.problem import Fields
-from ratchet.privacy.find import Finder
+from ratchet.privacy.find import Finder, Span, apart, numbers
 from ratchet.privacy.policy import Policy, Treatment, tokens
 
 ROUNDS = 5
@@ -26,6 +26,14 @@ ROUNDS = 5
 
 SHAPES = 3
 """Shapes of what was found that a report shows, for each field and kind."""
+
+BY_DIGITS = frozenset({"PHONE_NUMBER", "CREDIT_CARD", "US_SSN"})
+"""Kinds that are told by their digits alone."""
+
+ALONE, SMALL = 40, 1000
+"""A text of at most so many letters may be all there is in its field; a smaller number is no one's."""
+
+_WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+")
 
 _LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
@@ -36,7 +44,7 @@ def normal(kind: str, original: str) -> str:
     >>> normal("PHONE_NUMBER", "+1 (555) 010-2030"), normal("EMAIL_ADDRESS", "Jane@Example.ORG")
     ('15550102030', 'jane@example.org')
     """
-    if kind in ("PHONE_NUMBER", "CREDIT_CARD", "US_SSN"):
+    if kind in BY_DIGITS:
         digits = re.sub(r"\D", "", original)
         return digits.removeprefix("00") if kind == "PHONE_NUMBER" else digits
     if kind == "IBAN_CODE":
@@ -176,79 +184,122 @@ class Cleaner:
             letters += _LETTERS[letter]
         return f"person-{letters}@example.invalid" if kind == "EMAIL_ADDRESS" else f"<{kind}_{letters}>"
 
-    def text(self, text: str, treatment: Treatment) -> tuple[str, tuple[tuple[str, str], ...]]:
-        """``text`` with something else in the place of what is found in it; and kinds and originals of that."""
-        return (text, ()) if treatment == "keep" or not text else self._cleaned(text, treatment)
+    def text(self, text: str, treatment: Treatment, *, field: str = "") -> tuple[str, tuple[tuple[str, str], ...]]:
+        """``text`` with something else in the place of what is found in it; and kinds and originals of that.
+
+        Args:
+            field: The name of its field: what stands alone in ``phone`` is more than digits.
+        """
+        if treatment == "keep" or not text:
+            return text, ()
+        near = tuple(_WORD.findall(field)) if len(text) <= ALONE else ()
+        return self._cleaned(text, treatment, tuple(word.lower() for word in near))
 
     def prompt(self, text: str) -> str:
         """``text`` as it may be sent to a reflection LM."""
         return self.text(text, self.policy.of_prompts)[0]
 
-    def value(self, value: Any, treatment: Treatment) -> tuple[Any, list[tuple[str, str]]]:
+    def value(self, value: Any, treatment: Treatment, *, field: str = "") -> tuple[Any, list[tuple[str, str]]]:
         """A JSON value, cleaned in all its depth, keys too; and kinds and originals of what was found.
 
         A number is read as text, and stays a number where nothing is found in it.
         """
-        found: list[tuple[str, str]] = []
-        return self._walked(value, treatment, found), found
+        return _walked(value, lambda text, name: self.text(text, treatment, field=name), field)
 
     def rows(self, rows: Iterable[Fields]) -> tuple[list[dict[str, Any]], Report]:
         """Rows as they may be kept, in order, and what was found in them."""
         report = Report()
-        return [self._row(row, report) for row in rows], report
+        cleaned, digits, touched = list[dict[str, Any]](), dict[str, str](), set[int]()
+        for at, row in enumerate(rows):
+            kept = dict[str, Any]()
+            for name, value in row.items():
+                treatment = self.policy.of(name)
+                if treatment == "drop":
+                    report.dropped[name] += 1
+                    touched.add(at)
+                elif treatment == "keep":
+                    kept[name] = value
+                else:
+                    kept[name], found = self.value(value, treatment, field=name)
+                    if found:
+                        report.note(name, found)
+                        touched.add(at)
+                        digits |= {normal(kind, each): kind for kind, each in found if kind in BY_DIGITS}
+            cleaned.append(kept)
+        if digits:
+            touched |= self._again(cleaned, digits, report)
+        report.rows, report.touched = len(cleaned), len(touched)
+        return cleaned, report
 
-    def _row(self, row: Fields, report: Report) -> dict[str, Any]:
-        kept, touched = dict[str, Any](), False
-        for name, value in row.items():
-            treatment = self.policy.of(name)
-            if treatment == "drop":
-                report.dropped[name] += 1
-                touched = True
-                continue
-            kept[name], found = self.value(value, treatment)
-            if found:
-                report.note(name, found)
-                touched = True
-        report.rows += 1
-        report.touched += touched
-        return kept
+    def _again(self, rows: list[dict[str, Any]], known: Mapping[str, str], report: Report) -> set[int]:
+        """Replace known numbers also where nothing but their digits tells them; the rows where some were."""
+        touched = set()
+        for at, row in enumerate(rows):
+            for name, value in row.items():
+                treatment = self.policy.of(name)
+                if treatment == "keep":
+                    continue
 
-    def _walked(self, value: Any, treatment: Treatment, found: list[tuple[str, str]]) -> Any:
-        if treatment == "keep":
-            return value
+                def replaced(text: str, _: str, treatment: Treatment = treatment) -> Cleaned:
+                    found = numbers(text, known)
+                    spans = apart(found, text, taken=self._places(text)) if found else []
+                    return self._replaced(text, spans, treatment)
+
+                row[name], originals = _walked(value, replaced, name)
+                if originals:
+                    report.note(name, originals)
+                    touched.add(at)
+        return touched
+
+    def _clean(self, text: str, treatment: Treatment, near: tuple[str, ...]) -> Cleaned:
+        found: tuple[tuple[str, str], ...] = ()
+        for _ in range(ROUNDS):
+            text, more = self._replaced(text, self._finder.spans(text, near=near, taken=self._places(text)), treatment)
+            if not more:
+                break
+            found += more
+        return text, found
+
+    def _places(self, text: str) -> list[tuple[int, int]]:
+        """Where we put something in ``text`` ourselves."""
+        return [found.span() for found in self._ours.finditer(text)]
+
+    def _replaced(self, text: str, spans: Sequence[Span], treatment: Treatment) -> Cleaned:
+        pieces, found, end = list[str](), list[tuple[str, str]](), 0
+        for span in spans:
+            original = text[span.start : span.end]
+            found.append((span.kind, original))
+            stands = self.pseudonym(span.kind, original) if treatment == "pseudonymise" else f"<{span.kind}>"
+            pieces += [text[end : span.start], stands]
+            end = span.end
+        return "".join(pieces) + text[end:], tuple(found)
+
+
+Cleaned: TypeAlias = tuple[str, tuple[tuple[str, str], ...]]
+"""A text, and kinds and originals of what was replaced in it."""
+
+
+def _walked(value: Any, clean: Callable[[str, str], Cleaned], field: str) -> tuple[Any, list[tuple[str, str]]]:
+    """A JSON value whose every text was cleaned, and what was found; ``clean`` gets a text and its field's name."""
+    found: list[tuple[str, str]] = []
+
+    def walked(value: Any, field: str) -> Any:
         if isinstance(value, str):
-            text, originals = self.text(value, treatment)
-            found += originals
+            text, originals = clean(value, field)
+            found.extend(originals)
             return text
-        if isinstance(value, int) and not isinstance(value, bool) and abs(value) >= 1000:
-            text, originals = self.text(str(value), treatment)
-            found += originals
+        if isinstance(value, int) and not isinstance(value, bool) and abs(value) >= SMALL:
+            text, originals = clean(str(value), field)
+            found.extend(originals)
             return text if originals else value
         if isinstance(value, Mapping):
-            walked: dict[str, Any] = {}
+            parts: dict[str, Any] = {}
             for name, part in value.items():
-                walked[_free(self._walked(name, treatment, found), walked)] = self._walked(part, treatment, found)
-            return walked
-        if isinstance(value, list | tuple):
-            return [self._walked(part, treatment, found) for part in value]
-        return value
+                parts[_free(walked(name, ""), parts)] = walked(part, name)
+            return parts
+        return [walked(part, field) for part in value] if isinstance(value, list | tuple) else value
 
-    def _clean(self, text: str, treatment: Treatment) -> tuple[str, tuple[tuple[str, str], ...]]:
-        found: list[tuple[str, str]] = []
-        for _ in range(ROUNDS):
-            ours = [found.span() for found in self._ours.finditer(text)]
-            spans = self._finder.spans(text, taken=ours)
-            if not spans:
-                break
-            pieces, end = list[str](), 0
-            for span in spans:
-                original = text[span.start : span.end]
-                found.append((span.kind, original))
-                stands = self.pseudonym(span.kind, original) if treatment == "pseudonymise" else f"<{span.kind}>"
-                pieces += [text[end : span.start], stands]
-                end = span.end
-            text = "".join(pieces) + text[end:]
-        return text, tuple(found)
+    return walked(value, field), found
 
 
 def _free(name: str, taken: Mapping[str, Any]) -> str:

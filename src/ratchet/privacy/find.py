@@ -7,7 +7,7 @@ alike, so that dates, amounts and order numbers stay what they are.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -236,18 +236,25 @@ class Finder:
         except regex.error as error:
             raise BadRequest(f"pii: a pattern is no regular expression: {error}", field="patterns") from error
 
-    def spans(self, text: str, *, taken: Iterable[tuple[int, int]] = ()) -> list[Span]:
+    def spans(self, text: str, *, near: Sequence[str] = (), taken: Iterable[tuple[int, int]] = ()) -> list[Span]:
         """What is found, in order; no two overlap.
 
         Args:
+            near: Words that stand near the text, such as the name of its field.
             taken: Places where nothing is to be found.
         """
         found = [
             Span(start=_start(each.entity_type, text, each.start, each.end), end=each.end, kind=each.entity_type)
-            for each in (self._engine.analyze(text, "en") if self._worth_a_look.search(text) else ())
+            for each in self._analyzed(text, near)
             if _plausible(each.entity_type, text, each.start, each.end, each.score)
         ]
         return apart([*self._matches(text), *self._names(text), *found], text, taken=taken)
+
+    def _analyzed(self, text: str, near: Sequence[str]) -> Iterable[Any]:
+        if not self._worth_a_look.search(text):
+            return ()
+        found: list[Any] = self._engine.analyze(text, "en", context=list(near) or None)
+        return found
 
     def _matches(self, text: str) -> Iterator[Span]:
         for kind, pattern in self._patterns:
@@ -282,6 +289,36 @@ class Finder:
                 self._known.clear()
             self._known[words] = self._policy.marks.get(mark(self._key, words))
         return self._known[words]
+
+
+_GROUP = re.compile(r"\d+")
+
+_BETWEEN = re.compile(r"[\s().+/-]{0,3}")
+"""What may stand between two groups of a number's digits."""
+
+
+def numbers(text: str, known: Mapping[str, str]) -> list[Span]:
+    """Where numbers stand that are known by their digits, however they are written.
+
+    A number that a word before it gave away is as personal where no word does, in the answer for example.
+
+    Args:
+        known: Digits -> kind.
+
+    >>> numbers("212-555-0123, or 7", {"2125550123": "PHONE_NUMBER"})
+    [Span(start=0, end=12, kind='PHONE_NUMBER')]
+    """
+    groups = [(each.group(), each.start(), each.end()) for each in _GROUP.finditer(text)]
+    found = []
+    for first in range(len(groups)):
+        digits = ""
+        for last in range(first, min(first + 8, len(groups))):
+            if last > first and not _BETWEEN.fullmatch(text, groups[last - 1][2], groups[last][1]):
+                break
+            digits += groups[last][0]
+            if digits in known and _whole_number(text, groups[first][1], groups[last][2]):
+                found.append(Span(start=groups[first][1], end=groups[last][2], kind=known[digits]))
+    return found
 
 
 _JOINT = re.compile(r"[\s_.,'’-]{1,3}")

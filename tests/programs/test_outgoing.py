@@ -11,6 +11,7 @@ from dspy.lm15 import TextPart as Text
 from dspy.lm15 import ToolCallPart as Calling
 from dspy.lm15 import ToolResultPart as Told
 
+from ratchet.core.errors import BadData
 from ratchet.options import Options
 from ratchet.programs.line import Line
 from ratchet.programs.outgoing import outgoing
@@ -104,6 +105,21 @@ def test_a_resumed_optimization_asks_the_very_same_and_pays_nothing_again(tmp_pa
     assert first.log
     assert (again.log, task.log) == ([], [])
     assert resumed.notebook.journal.sent().calls == sent
+
+
+@pytest.mark.parametrize("algorithm", ["gepa", "dspy.gepa"])
+def test_what_cannot_be_cleaned_is_not_sent_and_ends_the_optimization(tmp_path: Path, algorithm: str) -> None:
+    def refuse(text: str) -> str:
+        raise BadData("the pattern of SLOW took more than 2 s on one text; give a simpler one")
+
+    task = ScriptedLM(lambda asked: fields(answer="nobody"), model="scripted/task")
+    reflection = ScriptedLM(lambda asked: "Answer.", model="scripted/reflection")
+    run = begun(tmp_path, task, reflection, algorithm)
+    assert run.reflection is not None
+    run.reflection.line.clean = refuse
+    outcome = carry_out(run)
+    assert (outcome.status, reflection.log) == ("failed", [])
+    assert "the pattern of SLOW" in str(outcome.error)
 
 
 def test_what_is_stored_of_an_optimization_holds_nothing_personal_of_its_rows(tmp_path: Path) -> None:

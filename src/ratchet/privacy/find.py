@@ -186,7 +186,7 @@ def analyzer(kinds: tuple[str, ...]) -> Any:
         "EMAIL_ADDRESS": Email,
         "PHONE_NUMBER": lambda: Phone(context=list(_MESSAGING)),
         "CREDIT_CARD": lambda: known.CreditCardRecognizer([*known.CreditCardRecognizer.PATTERNS, second_series]),
-        "IBAN_CODE": known.IbanRecognizer,
+        "IBAN_CODE": lambda: known.IbanRecognizer(regex_flags=re.DOTALL | re.MULTILINE | re.IGNORECASE),
         "IP_ADDRESS": known.IpRecognizer,
         "MAC_ADDRESS": known.MacAddressRecognizer,
         "US_SSN": known.UsSsnRecognizer,

@@ -155,6 +155,14 @@ def test_every_field_is_treated_as_it_says() -> None:
     assert report.dropped == {"b": 1}
 
 
+def test_a_very_long_text_and_a_very_large_number_are_coped_with() -> None:
+    text = ("n" * 499 + " ") * 2_100 + "jane@x.org"  # spaCy refuses a million letters unless it is told otherwise
+    (cleaned, large), found = CLEANER.value([text, 10**5000], "redact")
+    assert cleaned.endswith("n <EMAIL_ADDRESS>")
+    assert large == 10**5000
+    assert len(found) == 1
+
+
 def test_numbers_stay_numbers_and_keys_that_look_alike_stay_two() -> None:
     value = {"n": 20261125001, "card": 4111111111111111, "by": {"jane@x.org": 1, "li@y.org": 2}, "x": 0.5, "y": True}
     cleaned, found = CLEANER.value(value, "redact")

@@ -146,6 +146,9 @@ def test_without_a_policy_rows_are_kept_as_they_come(house: House) -> None:
         ([], '{"default": "redact", "patterns": {"ID": "("}}', "ID"),
         ([], '{"default": ["redact"]}', "default"),
         ([], '{"default": "redact", "fields": {"a": 1}}', "fields"),
+        ([], '{"default": "\\ud800"}', "policy"),
+        ([], "[" * 20_000, "Ratchet-Privacy"),
+        ([("pii", "redact"), ("pii_set", "a\0b")], None, "set"),
     ],
 )
 def test_a_policy_that_makes_no_sense_is_refused_and_nothing_is_kept(

@@ -30,8 +30,11 @@ SHAPES = 3
 BY_DIGITS = frozenset({"PHONE_NUMBER", "CREDIT_CARD", "US_SSN"})
 """Kinds that are told by their digits alone."""
 
-ALONE, SMALL = 40, 1000
-"""A text of at most so many letters may be all there is in its field; a smaller number is no one's."""
+ALONE = 40
+"""A text of at most so many letters may be all there is in its field."""
+
+SMALL, LARGE = 10**3, 10**20
+"""Between these, a number may be somebody's."""
 
 _WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+")
 
@@ -288,7 +291,7 @@ def _walked(value: Any, clean: Callable[[str, str], Cleaned], field: str) -> tup
             text, originals = clean(value, field)
             found.extend(originals)
             return text
-        if isinstance(value, int) and not isinstance(value, bool) and abs(value) >= SMALL:
+        if isinstance(value, int) and not isinstance(value, bool) and SMALL <= abs(value) < LARGE:
             text, originals = clean(str(value), field)
             found.extend(originals)
             return text if originals else value

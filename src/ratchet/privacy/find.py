@@ -121,6 +121,7 @@ def analyzer(kinds: tuple[str, ...]) -> Any:
         raise BadRequest("personal data is found by an extra: pip install 'dspy-ratchet[privacy]'") from error
     suffixes = tldextract.TLDExtract(cache_dir=None, suffix_list_urls=())  # the list it brings; it fetches none
     language = spacy.blank("en")
+    language.max_length = 10**9  # a model would need memory for each letter; words alone do not
 
     class Blank(NlpEngine):  # type: ignore[misc]
         """Words and nothing more; a model would have to be fetched."""

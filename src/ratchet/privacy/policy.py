@@ -50,6 +50,8 @@ MAX_WORDS = 12
 MAX_NAMES, MAX_PATTERNS, MAX_PATTERN, MAX_SET = 10_000, 20, 300, 200
 """The most names and patterns there may be in one policy, and the longest pattern and name of a set."""
 
+_SET = re.compile(rf"[\w.+ -]{{0,{MAX_SET}}}")
+
 
 def tokens(text: str) -> list[tuple[str, int, int]]:
     """The words of ``text`` as names are compared by them, with their places.
@@ -109,8 +111,8 @@ class Policy:
         for name in (name for names in self.names.values() for name in names):
             if not 1 <= len(tokens(name)) <= MAX_WORDS:
                 raise _refused("names", name, f"give names of 1 to {MAX_WORDS} words, of letters or digits")
-        if len(self.set) > MAX_SET:
-            raise _refused("set", self.set, f"give a name of at most {MAX_SET} letters")
+        if not _SET.fullmatch(self.set):
+            raise _refused("set", self.set, f"give at most {MAX_SET} letters, digits, '.', '-', '+', '_' and spaces")
         if sum(map(len, self.names.values())) > MAX_NAMES:
             raise BadRequest(f"names are more than {MAX_NAMES}; give fewer", field="names")
         if len(self.patterns) > MAX_PATTERNS:
@@ -174,6 +176,10 @@ class Policy:
         >>> Policy.from_json({"default": "pseudonymise", "names": ["Jane Roe"]}).names
         {'PERSON': ('Jane Roe',)}
         """
+        try:
+            json.dumps(data, ensure_ascii=False).encode()
+        except (UnicodeEncodeError, RecursionError) as error:
+            raise BadRequest("pii: the policy cannot be stored as text; give plain words", field="policy") from error
         if not isinstance(data, Mapping):
             raise _refused("policy", data, 'give an object such as {"default": "pseudonymise"}')
         known = (*WRITTEN, "marks", "longest")
@@ -262,7 +268,7 @@ def default_set(files: Sequence[str | Path]) -> str:
     >>> default_set(["a/train.csv", "a/test.csv"])
     'train+test'
     """
-    return "+".join(Path(file).stem for file in files)[:MAX_SET]
+    return re.sub(r"[^\w.+ -]", "-", "+".join(Path(file).stem for file in files))[:MAX_SET]
 
 
 def _texts(value: object) -> bool:

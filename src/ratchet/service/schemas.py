@@ -346,7 +346,7 @@ def policy_of(
     """
     try:
         said = json.loads(header) if header is not None else {}
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise BadRequest(f"Ratchet-Privacy is no JSON: {error}", field="Ratchet-Privacy") from error
     if not isinstance(said, dict):
         raise BadRequest('Ratchet-Privacy is no object such as {"default": "redact"}', field="Ratchet-Privacy")

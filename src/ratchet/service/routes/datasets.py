@@ -67,9 +67,10 @@ async def keep_dataset(
             dataset, new = await run_in_threadpool(desk.keep_dataset, actor, name, file, pii=policy)
         except RatchetError as error:
             raise type(error)(str(error).replace(str(file), name), **error.values) from error
+    cleaned = await run_in_threadpool(how_cleaned, desk.archive, dataset.id)
     response.status_code = 201 if new else 200
     response.headers["Location"] = f"{PREFIX}/datasets/{dataset.id}"
-    return schemas.DatasetOut.of(dataset, how_cleaned(desk.archive, dataset.id))
+    return schemas.DatasetOut.of(dataset, cleaned)
 
 
 async def _receive(request: Request, file: Path, *, limit: int) -> None:

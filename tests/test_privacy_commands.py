@@ -172,6 +172,25 @@ def test_an_evaluation_is_cleaned_as_the_installation_says(
     assert SECRET not in rows
 
 
+def test_contenders_are_compared_on_the_same_clean_rows(stub: Listener, data: Path, policy: Path) -> None:
+    done = CliRunner().invoke(
+        app,
+        [
+            *("compare", SIGNATURE, "random_search", "bootstrap", "--data", str(data), "--lm", "stub"),
+            *("--lm-base", stub.base, "--max-calls", "120", "--force", "--json"),
+        ],
+        env={"RATCHET_PII": "pseudonymise", "RATCHET_PII_POLICY": str(policy)},
+    )
+    assert done.exit_code == 0, done.output
+    assert any("person-" in text for text in stub.sent)
+    assert not any(secret in text for text in (*stub.sent, done.output) for secret in (SECRET, NAME))
+    listed = json.loads(ratchet("list", "--json").stdout)
+    data_hashes = {
+        json.dumps(each["request"]["identities"]["data"]) for each in listed if "identities" in each["request"]
+    }
+    assert len(data_hashes) == 1
+
+
 def test_rows_are_written_as_they_are_read(tmp_path: Path, data: Path) -> None:
     rows = read_rows(data)
     for kind in (".jsonl", ".json", ".csv", ".tsv", ".parquet"):

@@ -13,7 +13,7 @@ from typer.testing import CliRunner, Result
 
 from ratchet.cli.app import app
 from ratchet.programs.datasets import read_rows, write_rows
-from ratchet.testing_server import LABELS, SIGNATURE, StubServer
+from ratchet.testing.lm_server import LABELS, SIGNATURE, StubServer
 
 SECRET, NAME = "jane.roe@example.org", "Amadou Diallo"
 

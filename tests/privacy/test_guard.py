@@ -15,7 +15,7 @@ from ratchet.privacy.clean import Cleaner
 from ratchet.privacy.policy import Policy
 from ratchet.programs.datasets import Row, Splits
 from ratchet.settings import Settings
-from ratchet.testing_runs import database
+from ratchet.testing.runs import database
 
 KEY = bytes(range(32))
 MAIL = "jane@x.org"

@@ -17,8 +17,8 @@ from ratchet.programs.line import Line
 from ratchet.programs.outgoing import outgoing
 from ratchet.run import Given, Run, new_run, resumed_run
 from ratchet.settings import Settings
-from ratchet.testing_lm import Asked, ScriptedLM, fields
-from ratchet.testing_runs import carry_out, database
+from ratchet.testing.lm import Asked, ScriptedLM, fields
+from ratchet.testing.runs import carry_out, database
 
 SECRET = "jane.roe@example.org"
 NAME = "Amadou Diallo"

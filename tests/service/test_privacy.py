@@ -16,8 +16,8 @@ from ratchet.options import Options
 from ratchet.run import Given, resumed_run
 from ratchet.storage.privacy import PseudonymKeys, how_cleaned, keys
 from ratchet.storage.shelf import parts
-from ratchet.testing_server import LABELS, SIGNATURE
-from ratchet.testing_service import House, actor
+from ratchet.testing.lm_server import LABELS, SIGNATURE
+from ratchet.testing.service import House, actor
 
 SECRETS = ("jane.roe@example.org", "+49 30 901820", "4111 1111 1111 1111", "Amadou Diallo", "C-123456")
 

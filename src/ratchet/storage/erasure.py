@@ -17,6 +17,7 @@ from ratchet.core.errors import BadRequest, Conflict, Missing
 from ratchet.storage.audit import Audit
 from ratchet.storage.jobs import ENDED, GOES_ON, files, jobs, repeats
 from ratchet.storage.lessons import lessons
+from ratchet.storage.privacy import cleaned
 from ratchet.storage.shelf import FIELDS, SPEC, Shelf, datasets, parts
 from ratchet.storage.sql import SqlArchive
 from ratchet.storage.tables import OWNER, candidates, evaluations, events, examples, optimizations, replies
@@ -95,7 +96,7 @@ class Eraser:
         self._audit = audit
         self._shelf = shelf
         self._runs = runs
-        for tables in (jobs.metadata, lessons.metadata):
+        for tables in (jobs.metadata, lessons.metadata, cleaned.metadata):
             archive.make(tables)
 
     # --- one thing ---------------------------------------------------------------------------------------------------
@@ -257,6 +258,7 @@ class Eraser:
             row = self._shelf._find(change.connection, table, what, actor.tenant, reference)
             blank = dict.fromkeys(texts.names, "") | {texts.into: None, "erased_at": change.now}
             change.connection.execute(table.update().where(table.c.id == row["id"]).values(**blank))
-            change.connection.execute(parts.delete().where(parts.c.dataset_id == row["id"]))
+            for rows in (parts, cleaned):
+                change.connection.execute(rows.delete().where(rows.c.dataset_id == row["id"]))
             self._archive.vault.destroy(change.connection, texts.owner(row))
             change.note(action, f"{row['name']}@{row['version']}", before={"hash": row["hash"]})

@@ -13,6 +13,7 @@ from ratchet.storage.audit import Audit
 from ratchet.storage.envelope import is_envelope
 from ratchet.storage.jobs import REASON, files
 from ratchet.storage.lessons import LESSON
+from ratchet.storage.privacy import CLEANED
 from ratchet.storage.ring import KeyRing, new_master
 from ratchet.storage.shelf import FIELDS, SPEC, parts
 from ratchet.storage.sql import SqlArchive
@@ -23,7 +24,7 @@ from ratchet.storage.vault import data_keys, unwrapped, wrapped
 AT_ONCE = 200
 """Data keys, or rows, of one transaction."""
 
-TEXTS: tuple[Texts, ...] = (*PRIVATE, REASON, FIELDS, SPEC, LESSON)
+TEXTS: tuple[Texts, ...] = (*PRIVATE, REASON, FIELDS, SPEC, LESSON, CLEANED)
 """All that is private in tables; files and data sets are whole envelopes beside them."""
 
 

@@ -17,6 +17,8 @@ from ratchet.core.errors import BadRequest, Missing
 from ratchet.programs.datasets import Row
 from ratchet.storage.audit import Audit, Change, state_hash
 from ratchet.storage.envelope import Box
+from ratchet.storage.privacy import Cleaned
+from ratchet.storage.privacy import metadata as privacy
 from ratchet.storage.sql import SqlArchive
 from ratchet.storage.texts import Texts
 
@@ -121,12 +123,18 @@ class Shelf:
     def __init__(self, archive: SqlArchive, audit: Audit) -> None:
         self._archive = archive
         self._audit = audit
-        archive.make(metadata)
+        for tables in (metadata, privacy):
+            archive.make(tables)
 
     # --- data sets ---------------------------------------------------------------------------------------------------
 
-    def keep_dataset(self, actor: Actor, name: str, rows: Sequence[Row], *, size: int) -> tuple[Dataset, bool]:
+    def keep_dataset(
+        self, actor: Actor, name: str, rows: Sequence[Row], *, size: int, cleaned: Cleaned | None = None
+    ) -> tuple[Dataset, bool]:
         """A new version, and True; or the newest one, and False, when its rows are the same.
+
+        Args:
+            cleaned: How they were cleaned.
 
         Raises:
             BadRequest: the name cannot be used.
@@ -144,6 +152,8 @@ class Shelf:
                 values = {"dataset_id": row["id"], "part": part, "content": box.seal(content, _part(part), press=False)}
                 change.connection.execute(parts.insert().values(**values))
             change.note("dataset.create", f"{name}@{row['version']}", after={"hash": digest})
+            if cleaned is not None:
+                cleaned.note(change, box, row["id"], f"{name}@{row['version']}")
             return _dataset(row), True
 
     def dataset(self, tenant: str, reference: str) -> Dataset:

@@ -8,6 +8,7 @@ assert not leaks(settings.home)
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from ratchet.programs.journal import Reply
 from ratchet.storage.audit import Audit
 from ratchet.storage.jobs import Jobs, files
 from ratchet.storage.lessons import SqlLessons
+from ratchet.storage.privacy import Cleaned, how_cleaned
 from ratchet.storage.rotation import TEXTS
 from ratchet.storage.shelf import Shelf, parts
 from ratchet.storage.sql import SqlArchive
@@ -97,7 +99,9 @@ def fill(archive: SqlArchive, name: str = "0a1b") -> Notebook:
 def shelve(archive: SqlArchive) -> Shelf:
     """A data set ``mails`` and a target ``sort`` with the secret in them."""
     shelf = Shelf(archive, Audit(archive, clock=Clock()))
-    shelf.keep_dataset(actor(), "mails", [Row(number=1, fields={"text": SECRET, SECRET: ""})], size=10)
+    how = Cleaned(policy={"patterns": SECRET}, report={"found": {SECRET: {}}})
+    rows = [Row(number=1, fields={"text": SECRET, SECRET: ""})]
+    shelf.keep_dataset(actor(), "mails", rows, size=10, cleaned=how)
     shelf.keep_target(actor(), "sort", {"signature": "a -> b", "instructions": SECRET})
     return shelf
 
@@ -125,6 +129,7 @@ def read(archive: SqlArchive, name: str = "0a1b") -> Any:
         "lesson": SqlLessons(archive).find(name, "default").to_json(),
         "dataset": [row.fields for row in shelf.rows(shelf.dataset("default", "mails"))],
         "fields": shelf.dataset("default", "mails").fields,
+        "privacy": asdict(how) if (how := how_cleaned(archive, shelf.dataset("default", "mails").id)) else None,
         "target": shelf.target("default", "sort").spec,
     }
     return json.loads(as_json(found))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 import json
 from pathlib import Path
 from typing import Any
@@ -15,9 +14,9 @@ from ratchet.desk import Desk
 from ratchet.options import Options
 from ratchet.run import Given, resumed_run
 from ratchet.storage.privacy import PseudonymKeys, how_cleaned, keys
-from ratchet.storage.shelf import parts
 from ratchet.testing.lm_server import LABELS, SIGNATURE
 from ratchet.testing.service import House, actor
+from ratchet.testing.vault import clear
 
 SECRETS = ("jane.roe@example.org", "+49 30 901820", "4111 1111 1111 1111", "Amadou Diallo", "C-123456")
 
@@ -46,9 +45,8 @@ def kept(house: House, reference: str = "mails", tenant: str = "default") -> lis
 def everything(desk: Desk) -> str:
     """All that is in the database, in the clear."""
     with desk.archive.transaction() as connection:
-        texts = [gzip.decompress(row.content).decode() for row in connection.execute(sa.select(parts.c.content))]
         dump = "\n".join(connection.connection.dbapi_connection.iterdump())  # type: ignore[union-attr]
-    return "\n".join([dump, *texts])
+    return "\n".join([dump, clear(desk.archive)])
 
 
 POLICY = json.dumps(

@@ -13,6 +13,7 @@ import sqlalchemy as sa
 from ratchet.core.errors import KeyUnavailable, StorageUnavailable, Tampered
 from ratchet.storage.audit import Audit
 from ratchet.storage.jobs import files
+from ratchet.storage.privacy import PseudonymKeys
 from ratchet.storage.ring import KeyRing, new_master
 from ratchet.storage.rotation import TEXTS, Rotation
 from ratchet.storage.shelf import parts
@@ -226,3 +227,11 @@ def test_a_new_process_takes_the_newest_master_key(opened: Opened, tmp_path: Pat
     fill(archive)
     with archive.transaction() as connection:
         assert set(connection.execute(sa.select(data_keys.c.master)).scalars()) == {master.id}
+
+
+def test_the_keys_of_pseudonyms_are_sealed_too(opened: Opened, tmp_path: Path) -> None:
+    key = PseudonymKeys(opened()).key("default", "mails")
+    stored = b"".join(file.read_bytes() for file in tmp_path.glob("ratchet.db*"))
+    assert key not in stored
+    assert key.hex().encode() not in stored
+    assert PseudonymKeys(opened()).key("default", "mails") == key

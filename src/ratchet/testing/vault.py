@@ -7,6 +7,7 @@ assert not leaks(settings.home)
 
 from __future__ import annotations
 
+import gzip
 import json
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -133,6 +134,26 @@ def read(archive: SqlArchive, name: str = "0a1b") -> Any:
         "target": shelf.target("default", "sort").spec,
     }
     return json.loads(as_json(found))
+
+
+def clear(archive: SqlArchive) -> str:
+    """All that is private in a database, opened."""
+    found = []
+    for texts in TEXTS:
+        archive.make(texts.table.metadata)
+        with archive.transaction() as connection:
+            rows = archive._shown(connection, texts, connection.execute(texts.table.select()).mappings().all())
+        found += [as_json({name: row[name] for name in texts.names}) for row in rows]
+    with archive.transaction() as connection:
+        kept = connection.execute(files.select()).all()
+        pieces = connection.execute(parts.select()).all()
+    for row in kept:
+        box = archive.vault.box(f"optimization:{row.optimization_id}")
+        found.append(box.open(row.content, f"files.content/{row.name}").decode())
+    for row in pieces:
+        content = archive.vault.box(f"dataset:{row.dataset_id}").open(row.content, f"dataset_parts.content/{row.part}")
+        found.append(gzip.decompress(content).decode())
+    return "\n".join(found)
 
 
 def age(archive: SqlArchive) -> None:

@@ -12,6 +12,7 @@ from ratchet.admission import check_options, check_target
 from ratchet.core.access import Actor
 from ratchet.core.errors import BadRequest
 from ratchet.engine.archive import Event
+from ratchet.listeners import Listeners
 from ratchet.options import Options
 from ratchet.programs.datasets import read_rows
 from ratchet.programs.targets import resolve_target
@@ -20,8 +21,10 @@ from ratchet.settings import Settings
 from ratchet.storage.audit import Audit, state_hash
 from ratchet.storage.jobs import Job, Jobs, Wanted
 from ratchet.storage.keys import Keys
+from ratchet.storage.outbox import Outbox
 from ratchet.storage.shelf import Dataset, Shelf, StoredTarget
 from ratchet.storage.sql import SqlArchive
+from ratchet.storage.webhooks import Webhooks
 
 FILES: Mapping[str, str] = {
     "certificate": "certificate.json",
@@ -97,6 +100,9 @@ class Desk:
         self.keys = Keys(archive, self.audit)
         self.jobs = Jobs(archive, self.audit)
         self.shelf = Shelf(archive, self.audit)
+        self.outbox = Outbox(archive, self.jobs, source=settings.event_source)
+        self.webhooks = Webhooks(archive, self.audit, self.outbox)
+        self.listeners = Listeners(settings, self.webhooks, clock=clock)
         self.archive = archive
         self._queue = queue
 

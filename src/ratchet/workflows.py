@@ -27,6 +27,7 @@ from ratchet.carry_out import carry_out
 from ratchet.core.access import Actor
 from ratchet.core.errors import Cancelled, InUse, RatchetError, StorageUnavailable
 from ratchet.core.result import OptimizationResult, Status
+from ratchet.courier import Courier
 from ratchet.engine.archive import Event
 from ratchet.engine.certificate import load_or_make_key
 from ratchet.publish import publish
@@ -119,6 +120,7 @@ class Worker:
         jobs: What is wanted of them.
         dispatcher: Where they are put when this worker stops.
         say: Told what an operator should know.
+        courier: Brings events to whoever listens.
     """
 
     def __init__(
@@ -129,7 +131,9 @@ class Worker:
         dispatcher: Dispatcher,
         *,
         say: Callable[[str], None],
+        courier: Courier | None = None,
     ) -> None:
+        self._courier = courier
         self.id = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:6]}"
         self._settings = settings
         self._archive = archive
@@ -168,6 +172,8 @@ class Worker:
             )
         self._find_lost()
         self._watching.start()
+        if self._courier is not None:
+            self._courier.start()
 
     def close(self, *, seconds: float = 30.0) -> None:
         """Stop what is under way, cleanly, and leave it to others.
@@ -183,6 +189,8 @@ class Worker:
         for run in list(self._under_way.values()):
             run.cancel("queued")
         ending.join()
+        if self._courier is not None:
+            self._courier.close()
         self._jobs.strike_off(self.id)
         self._archive.claims.release(self._claim(self.id))
 

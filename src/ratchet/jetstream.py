@@ -10,7 +10,7 @@ from nats.aio.client import Client
 from nats.errors import Error
 from nats.js import JetStreamContext
 from nats.js.api import StreamConfig
-from nats.js.errors import NotFoundError
+from nats.js.errors import NoStreamResponseError
 
 from ratchet.core.cloudevent import CloudEvent
 from ratchet.courier import Undelivered
@@ -50,13 +50,21 @@ class JetStreamSink:
         Raises:
             Undelivered: it does not.
         """
-        headers = {"Nats-Msg-Id": event.id, "Content-Type": MEDIA_TYPE}
         try:
             stream = await self._ready()
-            await stream.publish(subject_of(event), body_of(event), timeout=self._seconds, headers=headers)
+            try:
+                await self._publish(stream, event)
+            except NoStreamResponseError:  # nothing keeps this subject yet
+                made = StreamConfig(name=STREAM, subjects=[SUBJECTS], duplicate_window=DUPLICATES_SECONDS)
+                await stream.add_stream(made)
+                await self._publish(stream, event)
         except (Error, OSError, TimeoutError) as error:
             await self.close()
             raise Undelivered(f"NATS: {type(error).__name__}: {error}"[:300]) from error
+
+    async def _publish(self, stream: JetStreamContext, event: CloudEvent) -> None:
+        headers = {"Nats-Msg-Id": event.id, "Content-Type": MEDIA_TYPE}
+        await stream.publish(subject_of(event), body_of(event), timeout=self._seconds, headers=headers)
 
     async def _ready(self) -> JetStreamContext:
         async with self._connecting:
@@ -75,15 +83,8 @@ class JetStreamSink:
                 disconnected_cb=quiet,
                 closed_cb=quiet,
             )
-            stream = self._client.jetstream(timeout=self._seconds)
-            try:
-                await stream.find_stream_name_by_subject("ratchet.any.optimization.ended")
-            except NotFoundError:
-                await stream.add_stream(
-                    StreamConfig(name=STREAM, subjects=[SUBJECTS], duplicate_window=DUPLICATES_SECONDS)
-                )
-            self._stream = stream
-            return stream
+            self._stream = self._client.jetstream(timeout=self._seconds)
+            return self._stream
 
     async def close(self) -> None:
         """Close the connection."""

@@ -49,7 +49,7 @@ def new_worker(desk: Desk, settings: Settings, *, say: Callable[[str], None]) ->
     from ratchet.workflows import Dispatcher, Worker
 
     courier = new_courier(desk, settings, say=say)
-    return Worker(settings, desk.archive, desk.jobs, Dispatcher(settings), say=say, courier=courier)
+    return Worker(settings, desk.archive, desk.jobs, Dispatcher(settings), say=say, courier=courier, batch=desk.batch)
 
 
 def new_courier(desk: Desk, settings: Settings, *, say: Callable[[str], None]) -> Courier:
@@ -78,10 +78,14 @@ def new_courier(desk: Desk, settings: Settings, *, say: Callable[[str], None]) -
         sink = WebhookSink(outlet.id, desk.webhooks, postman, actor=actor, clock=desk.clock)
         return Door(sink=sink, patience=Patience(attempts=settings.webhook_attempts))
 
+    def settle() -> None:
+        desk.batch.cycles.settle(actor)
+
     return Courier(
         desk.outbox,
         desk.archive.claims,
         door=door,
+        chores=[settle, desk.batch.start_waiting],
         closing=closing,
         clock=desk.clock,
         rng=random.Random(),

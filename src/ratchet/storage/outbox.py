@@ -166,7 +166,7 @@ class Outbox:
         archive: The database.
         tell: The events of optimizations.
         source: The ``source`` of all events.
-        details: What an entry of the trail does not say itself, by the kind of thing: from tenant and name.
+        details: What an entry of the trail does not say itself, by the kind of thing.
     """
 
     def __init__(
@@ -175,7 +175,7 @@ class Outbox:
         tell: Jobs,
         *,
         source: str,
-        details: Mapping[str, Callable[[str, str], Mapping[str, Any]]] | None = None,
+        details: Mapping[str, Callable[[Mapping[str, Any]], Mapping[str, Any]]] | None = None,
     ) -> None:
         self._archive = archive
         self._jobs = tell
@@ -307,7 +307,7 @@ class Outbox:
                 time=_rfc3339(row["at"]),
                 tenant=row["tenant"],
                 sequence=row["number"],
-                data={**data, **(details(row["tenant"], row["object"]) if details else {})},
+                data={**data, **(details(dict(row)) if details else {})},
             )
             found.append(Letter(place=row["number"], sequence=row["number"], event=event))
         return found

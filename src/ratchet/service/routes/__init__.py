@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ratchet.service.routes import audit, datasets, live, optimizations, targets, webhooks
+from ratchet.service.routes import audit, cycles, datasets, live, optimizations, targets, webhooks
 from ratchet.service.routes.common import PREFIX
 
 ROUTERS = (
@@ -13,6 +13,7 @@ ROUTERS = (
     targets.router,
     audit.router,
     webhooks.router,
+    cycles.router,
 )
 
 __all__ = ["PREFIX", "ROUTERS"]

@@ -237,8 +237,8 @@ class Batch:
 
     def start_waiting(self) -> None:
         """Begin the cycles that waited for the one before them."""
-        for schedule in self.schedules.all():
-            if schedule.waiting_tick is not None and not schedule.paused and not self._is_running(schedule):
+        for schedule in self.schedules.waiting():
+            if schedule.waiting_tick is not None and not self._is_running(schedule):
                 self._do(schedule, schedule.waiting_tick)
 
     def _do(self, schedule: Schedule, tick: str) -> str:

@@ -72,7 +72,7 @@ class Patience:
     most_seconds: float = 3600.0
 
     def wait(self, attempt: int, rng: random.Random) -> timedelta:
-        """How long to wait after the ``attempt``-th try: the upper half of it is chance, so that not all come at once."""
+        """How long to wait after the ``attempt``-th try; half of it is chance, so that not all come at once."""
         full = min(self.most_seconds, self.first_seconds * 2.0 ** min(attempt - 1, 40))
         return timedelta(seconds=full * rng.uniform(0.5, 1.0))
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import ipaddress
 import socket
+from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
 
 import pytest
 from aiohttp.abc import ResolveResult
@@ -81,30 +81,26 @@ def test_public_addresses_are_public() -> None:
         assert is_public(inner(ipaddress.ip_address(text)))
 
 
+@dataclass(frozen=True, kw_only=True)
 class Rebinding(OpenHosts):
-    """Names lead to a public address first, and to 127.0.0.1 ever after."""
-
-    asked: list[str] = []
+    """Names led to a public address when they were looked up before, and lead to 127.0.0.1 now."""
 
     def resolver(self) -> GuardedResolver:
         """Looks names up."""
-        asked = self.asked
 
         class Resolver(OpenResolver):
             async def look_up(self, host: str, port: int, family: socket.AddressFamily) -> list[ResolveResult]:
-                asked.append(host)
-                address = "203.0.113.1" if len(asked) < 2 else "127.0.0.1"
-                more: dict[str, Any] = {"family": socket.AF_INET, "proto": 0, "flags": 0}
-                return [ResolveResult(hostname=host, host=address, port=port, **more)]
+                found = ResolveResult(
+                    hostname=host, host="127.0.0.1", port=port, family=socket.AF_INET, proto=0, flags=0
+                )
+                return [found]
 
         return Resolver(self)
 
 
 async def test_a_name_that_leads_elsewhere_a_moment_later_is_not_followed_there() -> None:
     with Receiver() as receiver:
-        hosts = Rebinding()
-        hosts.asked.append("an earlier look that found a public address")
-        postman = Postman(hosts, clock=lambda: datetime(2026, 1, 1, tzinfo=UTC), seconds=5)
+        postman = Postman(Rebinding(), clock=lambda: datetime(2026, 1, 1, tzinfo=UTC), seconds=5)
         with pytest.raises(Undelivered, match=r"leads to 127\.0\.0\.1, which is not public"):
             await postman.post(f"https://hooks.example.org:{receiver.port}/", "whsec_AAAA", EVENT)
         await postman.close()

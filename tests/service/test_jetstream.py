@@ -33,7 +33,7 @@ async def published(server: NatsServer) -> list[tuple[str, str, dict[str, Any]]]
         count = (await stream.stream_info("RATCHET")).state.messages
     except nats.js.errors.NotFoundError:
         count = 0
-    found = []
+    found: list[tuple[str, str, dict[str, Any]]] = []
     if count:
         config = ConsumerConfig(deliver_policy=DeliverPolicy.ALL)
         reader = await stream.pull_subscribe("ratchet.>", stream="RATCHET", config=config)

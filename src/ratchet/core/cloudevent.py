@@ -8,7 +8,7 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 BOOKKEEPING = ("done", "turn")
-"""Events that only a resumed search reads: in which order its replies came, and what an algorithm elsewhere answered."""
+"""Events that only a resumed search reads: the order in which its replies came, the answers of a remote algorithm."""
 
 OUTCOMES: Mapping[str, str] = {"improved": "completed", "no_proven_gain": "completed", "declined": "completed"}
 """What an optimization's last event is called, where that is not its status."""

@@ -1,4 +1,4 @@
-"""Where requests of ours may go: never to this machine, its neighbours or a metadata service unless an operator says so."""
+"""Where our requests may go: not to this machine, its neighbours or a metadata service, unless an operator says so."""
 
 from __future__ import annotations
 
@@ -119,7 +119,8 @@ class OpenHosts:
             host, port = parsed.host, parsed.port
         except ValueError as error:
             raise BadRequest(f"url {url!r} is no address: {error}", field="url", value=url) from error
-        if parsed.scheme not in ("http", "https") or not host or port is None or not host.isascii():
+        plain = url.isascii() and url.isprintable() and " " not in url
+        if parsed.scheme not in ("http", "https") or not host or port is None or not plain:
             raise BadRequest(f"url is {url!r}; give https://HOST/PATH, in ASCII", field="url", value=url)
         if parsed.user is not None or parsed.password is not None:
             raise BadRequest("url holds a password; what is sent is signed instead", field="url")

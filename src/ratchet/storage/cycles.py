@@ -360,6 +360,12 @@ class Schedules:
         with self._archive.transaction() as connection:
             return [_schedule(row) for row in connection.execute(schedules.select()).mappings()]
 
+    def waiting(self) -> list[Schedule]:
+        """Those of which a time waits for the cycle before it."""
+        query = schedules.select().where(schedules.c.waiting_tick.is_not(None), schedules.c.paused.is_(False))
+        with self._archive.transaction() as connection:
+            return [_schedule(row) for row in connection.execute(query).mappings()]
+
     def remove(self, actor: Actor, identity: str) -> None:
         """Begin no more cycles; those that were begun go on.
 

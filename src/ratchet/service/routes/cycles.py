@@ -34,7 +34,7 @@ class CycleBody(schemas.Body):
 
     model_config = ConfigDict(json_schema_extra={"examples": [_CYCLE]})
     name: Name = ""
-    defaults: Annotated[dict[str, Any], Field(description="Fields of a request to optimize.")] = {}
+    defaults: dict[str, Any] = Field({}, description="Fields of a request to optimize.")
     optimizations: Annotated[list[schemas.OptimizeBody], Field(min_length=1, max_length=200)]
 
     @model_validator(mode="before")
@@ -200,7 +200,7 @@ def cancel(identity: str, desk: TheDesk, actor: Developer) -> CycleOut:
 
 @router.post("/schedules", status_code=201)
 def add(body: ScheduleBody, response: Response, desk: TheDesk, actor: Operator) -> ScheduleOut:
-    """Have a cycle, or one optimization, begun by the clock; data and targets by name mean their newest version then."""
+    """Have a cycle, or one optimization, begun by the clock; a name stands for the newest version at that time."""
     schedule = desk.batch.add(
         actor, body.orders(), name=body.name, cron=body.cron, timezone=body.timezone, overlap=body.overlap
     )

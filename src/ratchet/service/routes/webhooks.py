@@ -44,10 +44,9 @@ class NewWebhook(schemas.Body):
         }
     )
     url: Annotated[str, Field(min_length=1, max_length=2000, description="https, and public unless allowed.")]
-    events: Annotated[
-        list[Annotated[str, Field(min_length=1, max_length=100)]],
-        Field(min_length=1, max_length=50, description="Types of events, with * for any part."),
-    ] = ["ratchet.*"]
+    events: list[Annotated[str, Field(min_length=1, max_length=100)]] = Field(
+        ["ratchet.*"], min_length=1, max_length=50, description="Types of events, with * for any part."
+    )
 
 
 class WebhookOut(BaseModel):
@@ -115,7 +114,9 @@ class Redeliver(schemas.Body):
     """Which dead letters are to be tried again."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"event": "evt_1a2b3c4d5e6f_17"}, {}]})
-    event: Annotated[str | None, Field(max_length=100, description="One of them; all when it is left out.")] = None
+    event: Annotated[
+        str | None, Field(pattern=r"^evt_\w{1,90}$", description="One of them; all when it is left out.")
+    ] = None
 
 
 class RedeliverOut(BaseModel):

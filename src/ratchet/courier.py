@@ -11,6 +11,7 @@ import asyncio
 import random
 import threading
 import time
+import traceback
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
@@ -105,10 +106,17 @@ class _Waiting:
 
 @dataclass
 class _Line:
-    """What is to be delivered to one outlet."""
+    """What is to be delivered to one outlet.
+
+    Attributes:
+        waiting: Streams with something to deliver.
+        done: Up to where other streams were delivered.
+        ill: Whether the last event was not taken.
+    """
 
     outlet: Outlet
     door: Door
+    ill: bool = False
     waiting: dict[str, _Waiting] = field(default_factory=dict)
     done: dict[str, int] = field(default_factory=dict)
 
@@ -191,20 +199,32 @@ class Courier:
     async def _run(self) -> None:
         try:
             while not self._stop.is_set():
-                try:
-                    if self._overtaken:  # somebody else moved a cursor, or began it anew
-                        await self._let_go()
-                    if self._holding or self._claims.take(CLAIM):
-                        self._holding = True
-                        await self.look()
-                except (StorageUnavailable, sa.exc.SQLAlchemyError) as error:  # the next look will tell
-                    self._say(f"events wait: {error}")
-                    await self._let_go()
+                await self.turn()
                 await asyncio.sleep(LOOK_SECONDS)
         finally:
+            await self.stop()
+
+    async def turn(self) -> None:
+        """Look, if this one is at work or can be."""
+        try:
+            if self._overtaken:
+                self._say("somebody else has delivered events too, or a webhook was changed: beginning anew")
+                await self._let_go()
+            if self._holding or self._claims.take(CLAIM):
+                self._holding = True
+                await self.look()
+        except (StorageUnavailable, sa.exc.SQLAlchemyError) as error:  # the next turn will tell
+            self._say(f"events wait: {error}")
             await self._let_go()
-            for close in self._closing:
-                await close()
+        except Exception:  # the outermost turn: a chore may call what a user wrote
+            self._say(f"events wait, by a bug:\n{traceback.format_exc()}")
+            await self._let_go()
+
+    async def stop(self) -> None:
+        """Leave what is under way to another, and close all connections."""
+        await self._let_go()
+        for close in self._closing:
+            await close()
 
     async def _let_go(self) -> None:
         """Forget everything but what is kept, and let another have the claim."""
@@ -275,12 +295,11 @@ class Courier:
 
     def _begin(self, line: _Line, now: datetime) -> None:
         under_way = sum(each.task is not None for each in line.waiting.values())
-        for each in list(line.waiting.values()):
-            if under_way >= line.door.at_once:
-                return
-            if each.task is None and (each.due is None or each.due <= now):
-                under_way += 1
-                each.task = asyncio.create_task(self._deliver(line, each))
+        # An endpoint that may be down is tried with one stream at a time, whichever has waited longest.
+        free = (1 if line.ill else line.door.at_once) - under_way
+        due = [each for each in line.waiting.values() if each.task is None and (each.due is None or each.due <= now)]
+        for each in sorted(due, key=lambda each: each.due or now)[: max(0, free)]:
+            each.task = asyncio.create_task(self._deliver(line, each))
 
     async def _deliver(self, line: _Line, waiting: _Waiting) -> None:
         """Bring a stream's events, until one is not taken or there are no more."""
@@ -321,7 +340,9 @@ class Courier:
         patience, attempt = line.door.patience, cursor.attempts + 1
         try:
             await line.door.sink.send(event)
+            line.ill = False
         except Undelivered as error:
+            line.ill = True
             if patience.attempts is not None and attempt >= patience.attempts:
                 return self._outbox.bury(cursor, letter, now=self._clock(), error=str(error))
             next_at = self._clock() + patience.wait(attempt, self._rng)
@@ -346,7 +367,7 @@ class Courier:
         patience = line.door.patience
         with suppress(StorageUnavailable, sa.exc.SQLAlchemyError):  # the next round will tell
             for dead in found:
-                event = self._outbox.exhume(self._outbox.tenant_of(dead), dead)
+                event = self._outbox.exhume(dead)
                 try:
                     if event is not None:
                         await line.door.sink.send(event)

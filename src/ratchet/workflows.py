@@ -245,7 +245,14 @@ class Worker:
 
     def _scheduled(self) -> Callable[[datetime, str], str]:
         def scheduled(at: datetime, identity: str) -> str:
-            return "nobody does it" if self._batch is None else self._batch.tick(identity, at)
+            waits = chain(RETRIES, repeat(RETRIES[-1]))
+            while self._batch is not None:
+                try:
+                    return self._batch.tick(identity, at)
+                except StorageUnavailable:  # a time that is missed for that would not come again
+                    if self._closing.wait(next(waits)):
+                        raise
+            return "nobody does it"
 
         return scheduled
 

@@ -8,7 +8,7 @@ import hashlib
 import hmac
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import Any
 
@@ -18,7 +18,9 @@ from ratchet.core.access import Actor
 from ratchet.courier import Courier, Door, Patience
 from ratchet.engine.archive import Event
 from ratchet.listeners import hosts_of
+from ratchet.storage.claims import Claims, MemoryClaims
 from ratchet.storage.outbox import Outlet
+from ratchet.storage.sql import events
 from ratchet.testing_service import House
 from ratchet.testing_webhooks import Delivery, Receiver
 from ratchet.webhook import Postman, WebhookSink
@@ -44,7 +46,14 @@ def add(house: House, receiver: Receiver, *, tenant: str = "default", **more: An
     return found
 
 
-def courier(house: House, *, patience: Patience | None = None, dead_after: timedelta = timedelta(days=3)) -> Courier:
+def courier(
+    house: House,
+    *,
+    patience: Patience | None = None,
+    dead_after: timedelta = timedelta(days=3),
+    claims: Claims | None = None,
+    say: Callable[[str], None] = lambda line: None,
+) -> Courier:
     """A courier whose time is the clock of ``house``."""
     desk, clock = house.desk, house.clock
     postman = Postman(hosts_of(desk.settings), clock=clock, seconds=5)
@@ -56,12 +65,12 @@ def courier(house: House, *, patience: Patience | None = None, dead_after: timed
 
     return Courier(
         desk.outbox,
-        desk.archive.claims,
+        claims or desk.archive.claims,
         door=door,
         closing=[postman.close],
         clock=clock,
         rng=random.Random(0),
-        say=lambda line: None,
+        say=say,
     )
 
 
@@ -73,9 +82,9 @@ def deliver(house: House, *, looks: int = 1, seconds: float = 7200.0, **more: An
         for number in range(looks):
             if number:
                 house.clock.now += timedelta(seconds=seconds)
-            await one.look()
+            await one.turn()
             await one.settle()
-        await one._closing[0]()
+        await one.stop()
 
     asyncio.run(looking())
 
@@ -179,6 +188,73 @@ def test_a_failing_event_holds_back_only_its_own_optimization(house: House, rece
     house.clock.now += timedelta(hours=2)
     deliver(house)
     assert sequences(ill) == ["1", "2", "3"]
+
+
+def test_an_endpoint_that_is_down_is_tried_with_one_optimization_at_a_time(house: House, receiver: Receiver) -> None:
+    add(house, receiver, events=["ratchet.optimization.*"])
+    jobs = [begin(house, seed=seed) for seed in range(4)]
+    receiver.answer = lambda event: 503
+    deliver(house, looks=9, seconds=60.0)
+    tried = [delivery.event["subject"] for delivery in receiver.deliveries]
+    assert len(tried) == 4 + 8  # nobody knew at the first look
+    assert {tried.count(job) for job in jobs} == {3}
+    receiver.answer = lambda event: 204
+    deliver(house, looks=2)
+    assert sorted(event["subject"] for event in receiver.taken) == sorted(jobs)
+
+
+def test_an_event_that_shows_late_is_delivered_although_later_ones_were(house: House, receiver: Receiver) -> None:
+    add(house, receiver, events=["ratchet.optimization.*"])
+    early, late = begin(house), begin(house, seed=1)
+
+    async def looking() -> None:
+        one = courier(house)
+        await one.turn()
+        await one.settle()
+        for number, job in ((1000, early), (999, late)):  # as two transactions that end the other way round
+            values = {"number": number, "optimization_id": job, "at": "2026-01-01T00:00:00+00:00"}
+            with house.desk.archive.transaction() as connection:
+                connection.execute(events.insert().values(**values, kind="best", payload="{}"))
+            await one.turn()
+            await one.settle()
+        await one.stop()
+
+    asyncio.run(looking())
+    assert [event["subject"] for event in receiver.taken[2:]] == [early, late]
+
+
+def test_two_couriers_at_once_lose_nothing_and_one_gives_way(house: House, receiver: Receiver) -> None:
+    add(house, receiver, events=["ratchet.optimization.*"])
+    job = begin(house)
+    note(house, job, *["best"] * 8)
+    said: list[str] = []
+
+    async def looking() -> None:
+        two = [courier(house, claims=MemoryClaims(), say=said.append) for _ in range(2)]  # each has its claim
+        for _ in range(3):
+            for one in two:
+                await one.turn()
+            for one in two:
+                await one.settle()
+        for one in two:
+            await one.stop()
+
+    asyncio.run(looking())
+    sequences = [int(event["sequence"]) for event in receiver.taken]
+    assert list(dict.fromkeys(sequences)) == list(range(1, 10))
+    assert "beginning anew" in said[0]
+
+
+def test_a_dead_letter_of_what_was_erased_is_struck_off(house: House, receiver: Receiver) -> None:
+    webhook = add(house, receiver, events=["ratchet.optimization.*"])
+    job = begin(house)
+    receiver.answer = lambda event: 400
+    deliver(house, patience=Patience(attempts=1))
+    with house.desk.archive.transaction() as connection:
+        connection.execute(events.delete().where(events.c.optimization_id == job))
+    house.ask("POST", f"/api/v1/webhooks/{webhook['id']}/redeliver")
+    deliver(house)
+    assert house.ask("GET", f"/api/v1/webhooks/{webhook['id']}/dead").json()["items"] == []
 
 
 def test_tries_come_later_and_later(house: House, receiver: Receiver) -> None:

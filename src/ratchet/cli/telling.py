@@ -100,9 +100,7 @@ def webhooks_ping(ctx: typer.Context, identity: Webhook, tenant: Tenant = "defau
 
 
 @webhooks.command("dead")
-def webhooks_dead(
-    ctx: typer.Context, identity: Webhook, tenant: Tenant = "default", json: flags.Json = False
-) -> None:
+def webhooks_dead(ctx: typer.Context, identity: Webhook, tenant: Tenant = "default", json: flags.Json = False) -> None:
     """The events that were given up, the newest first; at most 500."""
     desk, actor = _desk(ctx, tenant, "webhooks")
     from dataclasses import asdict

@@ -460,8 +460,16 @@ class Outbox:
         with self._archive.transaction() as connection:
             return [DeadLetter(**row) for row in connection.execute(query).mappings()]
 
-    def exhume(self, tenant: str, dead: DeadLetter) -> CloudEvent | None:
-        """The event that a dead letter is of."""
+    def exhume(self, dead: DeadLetter) -> CloudEvent | None:
+        """The event that a dead letter is of; None when it was erased."""
+        if dead.stream.startswith(TRAIL):
+            query = sa.select(trail.c.tenant).where(trail.c.number == dead.place)
+        else:
+            query = sa.select(jobs.c.tenant).where(jobs.c.id == dead.stream)
+        with self._archive.transaction() as connection:
+            tenant = connection.execute(query).scalar()
+        if tenant is None:
+            return None
         stream = Stream(tenant=tenant, name=dead.stream)
         if stream.is_trail:
             found = self._entries(stream, trail.c.number == dead.place, 1)
@@ -469,15 +477,6 @@ class Outbox:
             at = Cursor(outlet=dead.outlet, stream=dead.stream, place=0, sequence=dead.sequence - 1)
             found = self.letters(stream, at, limit=1)
         return found[0].event if found else None
-
-    def tenant_of(self, dead: DeadLetter) -> str:
-        """Whose event it is."""
-        if dead.stream.startswith(TRAIL):
-            query = sa.select(trail.c.tenant).where(trail.c.number == dead.place)
-        else:
-            query = sa.select(jobs.c.tenant).where(jobs.c.id == dead.stream)
-        with self._archive.transaction() as connection:
-            return str(connection.execute(query).scalar_one())
 
     def settle(self, dead: DeadLetter) -> None:
         """Strike a dead letter off: it was delivered after all."""

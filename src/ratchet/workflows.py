@@ -234,6 +234,9 @@ class Worker:
             self._courier.close()
         self._jobs.strike_off(self.id)
         self._archive.claims.release(self._claim(self.id))
+        if self._watching.is_alive():
+            self._watching.join(timeout=seconds)
+        self._dispatcher.close()
 
     # --- the workflow ------------------------------------------------------------------------------------------------
 

@@ -135,9 +135,11 @@ def test_a_worker_that_is_killed_while_it_delivers_loses_no_event_and_keeps_thei
         desk.close()
 
 
-def test_a_scheduled_cycle_that_was_missed_runs_once_and_tells_when_it_is_complete(tmp_path: Path) -> None:
+def test_a_scheduled_cycle_that_was_missed_runs_once_and_tells_when_it_is_complete(
+    settings: Settings, tmp_path: Path
+) -> None:
     with StubServer() as stub, Receiver() as receiver:
-        settings = Settings(home=tmp_path / "home", mlflow=False, lm_bases=stub.base, webhook_allow="127.0.0.1")
+        settings = settings.model_copy(update={"lm_bases": stub.base})
         desk = open_desk(settings, tmp_path, Dispatcher(settings))
         orders = [order(stub.base, seed=seed) for seed in range(2)]
         schedule = desk.batch.add(actor(), orders, name="hourly", cron="0 * * * *", overlap="skip")

@@ -41,11 +41,13 @@ class Undelivered(Exception):
     Args:
         message: Why.
         gone: Whether nothing will ever be taken there again.
+        wait_seconds: How long not to try again, as whoever should have taken it says.
     """
 
-    def __init__(self, message: str, *, gone: bool = False) -> None:
+    def __init__(self, message: str, *, gone: bool = False, wait_seconds: float = 0.0) -> None:
         super().__init__(message)
         self.gone = gone
+        self.wait_seconds = wait_seconds
 
 
 class Sink(Protocol):
@@ -72,10 +74,14 @@ class Patience:
     first_seconds: float = 1.0
     most_seconds: float = 3600.0
 
-    def wait(self, attempt: int, rng: random.Random) -> timedelta:
-        """How long to wait after the ``attempt``-th try; half of it is chance, so that not all come at once."""
+    def wait(self, attempt: int, rng: random.Random, *, asked_seconds: float = 0.0) -> timedelta:
+        """How long to wait after the ``attempt``-th try; half of it is chance, so that not all come at once.
+
+        Args:
+            asked_seconds: Not less than this, which was asked for, up to the limit.
+        """
         full = min(self.most_seconds, self.first_seconds * 2.0 ** min(attempt - 1, 40))
-        return timedelta(seconds=full * rng.uniform(0.5, 1.0))
+        return timedelta(seconds=max(full * rng.uniform(0.5, 1.0), min(asked_seconds, self.most_seconds)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -173,6 +179,7 @@ class Courier:
         self._clock = clock
         self._rng = rng
         self._say = say
+        self._told = ""
         self._lines: dict[str, _Line] = {}
         self._seen: deque[tuple[float, int]] = deque()
         self._entry = 0
@@ -214,10 +221,10 @@ class Courier:
                 self._holding = True
                 await self.look()
         except (StorageUnavailable, sa.exc.SQLAlchemyError) as error:  # the next turn will tell
-            self._say(f"events wait: {error}")
+            self._tell(f"events wait: {error}")
             await self._let_go()
         except Exception:  # the outermost turn: a chore may call what a user wrote
-            self._say(f"events wait, by a bug:\n{traceback.format_exc()}")
+            self._tell(f"events wait, by a bug:\n{traceback.format_exc()}")
             await self._let_go()
 
     async def stop(self) -> None:
@@ -238,6 +245,12 @@ class Courier:
         if self._holding:
             self._holding = False
             self._claims.release(CLAIM)
+
+    def _tell(self, line: str) -> None:
+        """Say ``line``, but not again and again."""
+        if line != self._told:
+            self._told = line
+            self._say(line)
 
     # --- one look ----------------------------------------------------------------------------------------------------
 
@@ -312,7 +325,7 @@ class Courier:
         except Overtaken:
             self._overtaken = True
         except (StorageUnavailable, sa.exc.SQLAlchemyError) as error:
-            self._say(f"events of {waiting.stream.name} wait: {error}")
+            self._tell(f"events of {waiting.stream.name} wait: {error}")
         finally:
             waiting.task = None
 
@@ -345,7 +358,7 @@ class Courier:
             line.ill = True
             if patience.attempts is not None and attempt >= patience.attempts:
                 return self._outbox.bury(cursor, letter, now=self._clock(), error=str(error))
-            next_at = self._clock() + patience.wait(attempt, self._rng)
+            next_at = self._clock() + patience.wait(attempt, self._rng, asked_seconds=error.wait_seconds)
             return self._outbox.failed(cursor, next_at=next_at, error=str(error))
         return self._outbox.delivered(cursor, letter)
 

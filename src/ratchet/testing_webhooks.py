@@ -42,13 +42,13 @@ class Receiver:
 
     Attributes:
         answer: The status for an event.
-        location: Where a redirection leads.
+        headers: What is answered with.
         deliveries: All that came, in the order it was answered.
         port: 0 for any free one.
     """
 
     answer: Callable[[dict[str, Any]], int] = lambda event: 204
-    location: str = ""
+    headers: dict[str, str] = field(default_factory=dict)
     deliveries: list[Delivery] = field(default_factory=list)
     port: int = 0
 
@@ -72,12 +72,12 @@ class Receiver:
             def do_POST(self) -> None:
                 body = self.rfile.read(int(self.headers.get("content-length", 0)))
                 status = receiver.answer(json.loads(body))
-                headers = {name.lower(): value for name, value in self.headers.items()}
+                given = {name.lower(): value for name, value in self.headers.items()}
                 with lock:
-                    receiver.deliveries.append(Delivery(headers=headers, body=body, status=status))
+                    receiver.deliveries.append(Delivery(headers=given, body=body, status=status))
                 self.send_response(status)
-                if receiver.location:
-                    self.send_header("Location", receiver.location)
+                for name, value in receiver.headers.items():
+                    self.send_header(name, value)
                 self.send_header("Content-Length", "0")
                 self.end_headers()
 

@@ -99,7 +99,7 @@ class Postman:
                 if 200 <= reply.status < 300:
                     await reply.content.read(4096)  # so that the connection can be used again
                     return reply.status
-                status = reply.status
+                status, later = reply.status, reply.headers.get("Retry-After", "")
         except UserError as error:
             raise Undelivered(str(error)) from error
         except TimeoutError as error:
@@ -111,7 +111,8 @@ class Postman:
             raise Undelivered(
                 f"it answered {status}, a redirection, and none is followed; give the address it leads to"
             )
-        raise Undelivered(f"it answered {status}", gone=status == 410)
+        wait = float(later) if later.isascii() and later.isdigit() and len(later) < 10 else 0.0
+        raise Undelivered(f"it answered {status}", gone=status == 410, wait_seconds=wait)
 
     async def close(self) -> None:
         """Close the connections."""

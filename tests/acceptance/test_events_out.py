@@ -163,3 +163,34 @@ def test_a_scheduled_cycle_that_was_missed_runs_once_and_tells_when_it_is_comple
         completed = next(event for event in receiver.taken if event["type"] == "ratchet.cycle.completed")
         assert completed["data"]["statuses"] == dict(cycle.statuses)
         desk.close()
+
+
+if programs() is not None:
+
+    def test_a_database_server_that_is_started_again_while_events_are_delivered_loses_none(tmp_path: Path) -> None:
+        with tempfile.TemporaryDirectory(prefix="ratchet-pg-", dir="/tmp") as folder, Receiver() as receiver:
+            Path(folder).chmod(0o755)
+            with PostgresServer(Path(folder) / "server") as server:
+                settings = Settings(
+                    home=tmp_path, mlflow=False, database_url=server.url, lm_bases=BASE, webhook_allow="127.0.0.1"
+                )
+                desk = open_desk(settings, tmp_path, RecordingQueue())
+                desk.listeners.add(actor(), url=receiver.url, types=["ratchet.optimization.*"])
+                asked = order()
+                job = desk.optimize(actor(), asked.options, target=asked.target, data=asked.data)
+                notebook = desk.archive.open(job.id)
+                for number in range(300):
+                    notebook.note(Event(kind="best", payload={"number": number}))
+                notebook.flush()
+                courier = new_courier(desk, settings, say=lambda line: None)
+                courier.start()
+                until(lambda: len(receiver.taken) > 20)
+                server.stop()
+                assert len(receiver.taken) < 301
+                time.sleep(0.7)
+                server.start()
+                until(lambda: len({event["id"] for event in receiver.taken}) == 301)
+                courier.close()
+                taken = [int(event["sequence"]) for event in receiver.taken]
+                assert list(dict.fromkeys(taken)) == list(range(1, 302))
+                desk.close()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import socket
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -67,6 +68,14 @@ def test_a_listed_network_lets_through_what_is_in_it_and_nothing_else(
     if other not in network:
         with pytest.raises(UserError):
             hosts.check(f"https://{other}/")
+
+
+@given(text=st.text(max_size=60) | st.text(max_size=40).map("https://{}/".format))
+def test_whatever_is_given_is_taken_or_refused_with_a_reason(text: str) -> None:
+    with suppress(UserError):
+        found = OpenHosts().check(text)
+        assert (found.scheme, found.user) == ("https", None)
+        assert found.host
 
 
 def test_a_listed_name_counts_with_its_port() -> None:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ratchet.batch import last_tick, next_tick
+from ratchet.batch import check_time, last_tick, next_tick
+from ratchet.core.errors import BadRequest
 from ratchet.engine.archive import Event
 from ratchet.testing_service import BASE, House, actor, request
 
@@ -250,6 +252,26 @@ def test_a_time_that_is_none_is_refused(house: House, field: str, value: str) ->
     assert answer.status_code == 422, answer.text
     assert answer.json()["errors"][0]["field"] == field
     assert house.ask("GET", "/api/v1/schedules").json()["items"] == []
+
+
+FIELD = st.text("0123456789*,/-#LlHRamonfrij@?", min_size=1, max_size=7) | st.sampled_from(["*", "0", "*/5", "mon"])
+
+
+@settings(deadline=None, max_examples=200)
+@given(parts=st.lists(FIELD, min_size=4, max_size=6), zone=st.sampled_from(["UTC", "Europe/Berlin"]))
+def test_a_time_is_taken_and_comes_or_is_refused_with_a_reason(parts: list[str], zone: str) -> None:
+    now = datetime(2026, 1, 1, tzinfo=UTC)
+    cron = " ".join(parts)
+    with suppress(BadRequest):
+        check_time(cron, zone, now=now)
+        assert len(parts) == 5
+        assert last_tick(cron, zone, now) <= now < next_tick(cron, zone, now)
+
+
+@given(zone=st.text(max_size=64))
+def test_a_time_zone_that_is_none_is_refused_with_a_reason(zone: str) -> None:
+    with suppress(BadRequest):
+        check_time("0 3 * * *", zone, now=datetime(2026, 1, 1, tzinfo=UTC))
 
 
 @given(

@@ -265,6 +265,14 @@ def test_tries_come_later_and_later(house: House, receiver: Receiver) -> None:
     assert 6 <= len(receiver.deliveries) <= 9  # 1 + 2 + 4 + 8 + 16 + 32 + 64 seconds, each from half of it
 
 
+def test_an_endpoint_that_asks_for_time_gets_it(house: House, receiver: Receiver) -> None:
+    add(house, receiver, events=["ratchet.optimization.*"])
+    begin(house)
+    receiver.answer, receiver.headers = lambda event: 429, {"Retry-After": "600"}
+    deliver(house, looks=30, seconds=60.0)
+    assert len(receiver.deliveries) == 3
+
+
 def test_waits_double_to_a_limit_and_never_agree() -> None:
     patience, rng = Patience(first_seconds=2.0, most_seconds=60.0), random.Random(1)
     waits = [patience.wait(attempt, rng).total_seconds() for attempt in range(1, 200)]
@@ -420,7 +428,7 @@ def test_a_name_that_leads_inside_is_not_connected_to(house: House, receiver: Re
 def test_a_redirection_is_not_followed(house: House, receiver: Receiver) -> None:
     with Receiver() as inside:
         webhook = add(house, receiver)
-        receiver.answer, receiver.location = lambda event: 307, inside.url
+        receiver.answer, receiver.headers = lambda event: 307, {"Location": inside.url}
         pong = house.ask("POST", f"/api/v1/webhooks/{webhook['id']}/ping").json()
         assert pong["delivered"] is False
         assert "redirection" in pong["error"]

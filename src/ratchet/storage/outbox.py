@@ -300,7 +300,7 @@ class Outbox:
             details = self._details.get(row["action"].partition(".")[0])
             data = {name: row[name] for name in ("who", "action", "before", "after")}
             event = CloudEvent(
-                id=f"evt_audit_{row['number']}",
+                id=f"evt_{row['hash'][:24]}",
                 source=self._source,
                 type=type_of_action(row["action"]),
                 subject=row["object"],

@@ -4,12 +4,13 @@
     python -m bench.surfaces --quick    3 seeds
 
 A surface holds the score of every combination of instructions and demos on every example, so that the best one is known
-and a search costs no LM. The surfaces are synthetic: a score is 1 where
+and a search costs no LM. `trec` was measured with a real LM (`bench/record.py`); its seeds shuffle options and rows.
+The others are synthetic: a score is 1 where
 
     mean + instructions + demos + both together + example + instructions x example + demos x example + noise > 0
 
 and every part is normal. Part of what instructions and demos do depends on the phrases they hold, so that texts tell of
-it; on the surface ``mute`` texts tell nothing. Each seed draws a surface of its own.
+it; on the surfaces ``mute`` and `trec` texts tell nothing. Each seed draws a surface of its own.
 
 First question: after how many evaluations does a search first hold a combination within two points of the best, with a
 budget of 4,000 (TPE and random search: 12,000)? "Holds" means that it would hand it over if it were stopped there.
@@ -30,16 +31,18 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import optuna
 
+from bench.record import read
 from bench.sheet import Bar, conclude, say, size_of, table
 from ratchet.algorithms.capo import Recombining, evolve
 from ratchet.algorithms.deep_kernel import Fit
 from ratchet.algorithms.demos import spread
-from ratchet.algorithms.miprov2 import Plan, Space, search
+from ratchet.algorithms.miprov2 import Plan, Space, search, turned
 from ratchet.algorithms.scoreboard import Scoreboard
 from ratchet.algorithms.surrogate import Model, hashed_ngrams, hyperband
 from ratchet.core.algorithm import Algorithm, Steps
@@ -62,7 +65,7 @@ LIMIT = 4000
 LONG_LIMIT = 12_000
 """For those who would mostly never hold one within ``LIMIT``; what they do does not depend on the limit."""
 BUDGETS = (100, 200, 300, 500, 700, 1000)
-AT_END = ("medium", "wide")
+AT_END = ("medium", "wide", "trec")
 """The surfaces on which budgets are compared."""
 N_EXAMPLES = 100
 
@@ -125,9 +128,38 @@ class Surface:
         return float(self.scores.mean(axis=2).max())
 
 
+RECORDED = Path(__file__).parent / "recorded"
+"""Surfaces that were measured with a real LM by ``bench/record.py``."""
+
+
+def measured() -> list[str]:
+    """The names of the measured surfaces."""
+    return sorted(path.stem for path in RECORDED.glob("*.json"))
+
+
 @lru_cache(maxsize=4)
-def recorded(kind: str, seed: int) -> Surface:
-    """The surface of ``kind`` with this seed."""
+def surface_of(kind: str, seed: int) -> Surface:
+    """The surface of ``kind`` with this seed; of a measured one the order of its options and examples."""
+    return drawn(kind, seed) if kind in KINDS else shuffled(read(RECORDED / f"{kind}.json").array(), seed)
+
+
+def shuffled(scores: np.ndarray[Any, np.dtype[np.float64]], seed: int) -> Surface:
+    """``scores`` with options and examples in another order, the seed's own options first; texts tell nothing."""
+    rng = np.random.default_rng(seed)
+    n_instructions, n_demos, n_examples = scores.shape
+    instructions = [0, *(1 + rng.permutation(n_instructions - 1))]
+    demos = [0, *(1 + rng.permutation(n_demos - 1))]
+    return Surface(
+        instructions=tuple(
+            f"Label it. {' '.join(WORDS[(7 * at + k) % len(WORDS)] for k in range(6))}" for at in instructions
+        ),
+        demos=((), *(({"text": WORDS[at % len(WORDS)], "label": f"set {at}"},) for at in demos[1:])),
+        scores=scores[instructions][:, demos][:, :, rng.permutation(n_examples)],
+    )
+
+
+def drawn(kind: str, seed: int) -> Surface:
+    """A synthetic surface."""
     rules, rng = KINDS[kind], np.random.default_rng([seed, *kind.encode()])
     words = random.Random(f"{kind} {seed}")
     sizes = (rules.instructions, rules.demos)
@@ -167,7 +199,7 @@ def recorded(kind: str, seed: int) -> Surface:
 class Recording(SyntheticProblem):
     """A problem whose runs are looked up in a surface."""
 
-    surface: Surface = field(default_factory=lambda: recorded("medium", 0))
+    surface: Surface = field(default_factory=lambda: surface_of("medium", 0))
 
     def __post_init__(self) -> None:
         surface = self.surface
@@ -176,7 +208,7 @@ class Recording(SyntheticProblem):
             for i, text in enumerate(surface.instructions)
             for j, demos in enumerate(map(str, surface.demos))
         }
-        self.examples = [Example(inputs={"text": f"{n}"}, labels={}) for n in range(N_EXAMPLES)]
+        self.examples = [Example(inputs={"text": f"{n}"}, labels={}) for n in range(surface.scores.shape[2])]
         self.number = {example: n for n, example in enumerate(self.examples)}
 
     @property
@@ -223,7 +255,8 @@ def by_surrogate(board: Scoreboard, space: Space, order: Sequence[Example], rng:
 
 def by_miprov2(board: Scoreboard, space: Space, order: Sequence[Example], rng: random.Random) -> Steps[None]:
     """Random effects and growing minibatches."""
-    yield from search(board, space, [], Plan.of(board.problem, runs=board.runs_left), order, rng=rng)
+    plan = Plan.of(board.problem, runs=board.runs_left)
+    yield from search(board, space, [], plan, order, turned(board, plan, order), rng=rng)
 
 
 def by_tpe(board: Scoreboard, space: Space, order: Sequence[Example], rng: random.Random) -> Steps[None]:
@@ -317,7 +350,7 @@ class Outcome:
 
 def play(name: str, kind: str, seed: int, runs: int, until_held: bool) -> Outcome:
     """One search of ``runs`` evaluations; ``until_held`` ends it as soon as it holds a good one."""
-    toy = Recording(surface=recorded(kind, seed), runs=runs)
+    toy = Recording(surface=surface_of(kind, seed), runs=runs)
     held: list[int] = []
     began = time.process_time()
 
@@ -374,7 +407,7 @@ def main() -> None:
     """Print both tables, and say whether half of TPE's evaluations are enough."""
     parser = argparse.ArgumentParser(prog="python -m bench.surfaces")
     parser.add_argument("--seeds", type=int, default=20)
-    parser.add_argument("--surfaces", default=",".join(KINDS))
+    parser.add_argument("--surfaces", default=",".join((*KINDS, *measured())))
     parser.add_argument("--contestants", default=",".join(CONTESTANTS))
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--quick", action="store_true")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import threading
 import time
 from collections.abc import Iterator
@@ -16,7 +17,7 @@ from ratchet import AsyncClient, Client
 from ratchet.core.errors import BadRequest, Conflict, Denied, Missing, StorageUnavailable
 from ratchet.engine.archive import Event
 from ratchet.service.app import create_app
-from ratchet.testing_service import Clock, RecordingQueue, actor, data, desk_in, request
+from ratchet.testing.service import Clock, RecordingQueue, actor, data, desk_in, request
 
 
 class Served:
@@ -155,6 +156,16 @@ def test_what_failed_for_a_moment_is_asked_again_and_done_once() -> None:
         assert client.optimize(data="mails") == {"id": "a", "detail": "not now"}
     assert len(keys) == 3
     assert len(set(keys)) == 1
+
+
+def test_what_is_done_with_personal_data_goes_in_a_header(mails: Path) -> None:
+    def answer(request: httpx.Request) -> httpx.Response:
+        assert "Jane" not in str(request.url)
+        return httpx.Response(201, json=json.loads(request.headers["Ratchet-Privacy"]))
+
+    policy = {"default": "pseudonymise", "names": ["Jane Roe", "Zoë Müller"]}
+    with Client(key="k", transport=httpx.MockTransport(answer)) as client:
+        assert client.upload("mails", mails, privacy=policy) == policy
 
 
 def test_a_server_that_is_not_there_is_told() -> None:

@@ -19,7 +19,7 @@ from ratchet.courier import Courier, Door, Patience, Undelivered
 from ratchet.desk import Desk
 from ratchet.engine.archive import Event, Optimization
 from ratchet.storage.claims import MemoryClaims
-from ratchet.testing_service import Clock, RecordingQueue, actor, desk_in
+from ratchet.testing.service import Clock, RecordingQueue, actor, desk_in
 
 Fate = Literal["arrives", "fails", "dies before", "dies behind"]
 
@@ -74,7 +74,7 @@ def courier(desk: Desk, sink: Fated) -> Courier:
     )
 
 
-@settings(deadline=None, max_examples=20)
+@settings(deadline=None, max_examples=12)
 @given(
     fates=st.lists(st.sampled_from(["arrives", "arrives", "fails", "dies before", "dies behind"]), max_size=24),
     rounds=st.lists(st.lists(st.integers(0, 2), max_size=6), min_size=1, max_size=6),

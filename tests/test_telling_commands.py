@@ -12,8 +12,8 @@ from typer.testing import CliRunner
 from ratchet.cli.app import app
 from ratchet.settings import Settings
 from ratchet.storage.sql import SqlArchive
-from ratchet.testing_service import BASE, Clock, RecordingQueue, actor, data, desk_in, request
-from ratchet.testing_webhooks import Receiver
+from ratchet.testing.service import BASE, Clock, RecordingQueue, actor, data, desk_in, request
+from ratchet.testing.webhooks import Receiver
 
 
 @pytest.fixture

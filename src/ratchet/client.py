@@ -96,11 +96,13 @@ def _json_call(path: str, body: Mapping[str, Any], **headers: str) -> Call:
     )
 
 
-def _upload(name: str, file: str | Path) -> Call:
+def _upload(name: str, file: str | Path, privacy: Mapping[str, Any] | None) -> Call:
     path = Path(file)
     if path.suffix.lower() not in KINDS:
         raise BadRequest(f"{path} is of a kind that is not taken; give one of {', '.join(KINDS)}")
     headers = {"Content-Type": KINDS[path.suffix.lower()]}
+    if privacy is not None:
+        headers["Ratchet-Privacy"] = json.dumps(privacy)
     return Call(
         method="POST", path=f"{PREFIX}/datasets", params={"name": name}, headers=headers, content=path.read_bytes()
     )
@@ -195,9 +197,13 @@ class Client:
         """Give back the connections."""
         self._http.close()
 
-    def upload(self, name: str, file: str | Path) -> Json:
-        """The data set that ``file`` became."""
-        return self._ask(_upload(name, file))
+    def upload(self, name: str, file: str | Path, *, privacy: Mapping[str, Any] | None = None) -> Json:
+        """The data set that ``file`` became.
+
+        Args:
+            privacy: What is done with personal data, such as ``{"default": "pseudonymise", "names": ["Jane Roe"]}``.
+        """
+        return self._ask(_upload(name, file, privacy))
 
     def keep_target(self, name: str, **spec: Any) -> Json:
         """The target kept as ``name``; ``spec`` has ``signature``, ``program`` or ``import_path``."""
@@ -323,9 +329,9 @@ class AsyncClient:
         """Give back the connections."""
         await self._http.aclose()
 
-    async def upload(self, name: str, file: str | Path) -> Json:
+    async def upload(self, name: str, file: str | Path, *, privacy: Mapping[str, Any] | None = None) -> Json:
         """The data set that ``file`` became."""
-        return await self._ask(await asyncio.to_thread(_upload, name, file))
+        return await self._ask(await asyncio.to_thread(_upload, name, file, privacy))
 
     async def keep_target(self, name: str, **spec: Any) -> Json:
         """The target kept as ``name``."""

@@ -13,8 +13,10 @@ from ratchet.batch import Batch
 from ratchet.core.access import Actor
 from ratchet.core.errors import BadRequest
 from ratchet.engine.archive import Event
+from ratchet.guard import clean_rows, cleaner_for, policy_for, to_store
 from ratchet.listeners import Listeners
 from ratchet.options import Options
+from ratchet.privacy.policy import Policy
 from ratchet.programs.datasets import read_rows
 from ratchet.programs.targets import resolve_target
 from ratchet.run import Given, new_run, tried_run
@@ -24,6 +26,7 @@ from ratchet.storage.cycles import Cycles, Schedule, Schedules
 from ratchet.storage.jobs import Job, Jobs, Wanted
 from ratchet.storage.keys import Keys
 from ratchet.storage.outbox import Outbox
+from ratchet.storage.privacy import Cleaned, PseudonymKeys, how_cleaned
 from ratchet.storage.shelf import Dataset, Shelf, StoredTarget
 from ratchet.storage.sql import SqlArchive
 from ratchet.storage.webhooks import Webhooks
@@ -116,6 +119,7 @@ class Desk:
         self.outbox = Outbox(archive, self.jobs, source=settings.event_source, details=details)
         self.webhooks = Webhooks(archive, self.audit, self.outbox)
         self.listeners = Listeners(settings, self.webhooks, clock=clock)
+        self.pseudonyms = PseudonymKeys(archive)
         self.archive = archive
         self._queue = queue
 
@@ -155,6 +159,10 @@ class Desk:
             return self.jobs.find(actor.tenant, known)
         name, asked, sets = self._asked(actor, options, target, data)
         rows = {part: self.shelf.rows(dataset) for part, dataset in sets.items()}
+        how = [found.policy for each in sets.values() if (found := how_cleaned(self.archive, each.id)) is not None]
+        asked = replace(
+            asked, pii=next((each for each in how if Policy.from_json(each).is_on), how[0] if how else None)
+        )
         run = new_run(asked, Given(rows=rows), self.settings, self.archive, status="queued")
         run.notebook.note(Event(kind="queued", payload={"target": name, "by": actor.name}))
         run.notebook.flush()
@@ -259,14 +267,25 @@ class Desk:
 
     # --- data sets and targets ---------------------------------------------------------------------------------------
 
-    def keep_dataset(self, actor: Actor, name: str, file: Path) -> tuple[Dataset, bool]:
+    def keep_dataset(
+        self, actor: Actor, name: str, file: Path, *, pii: Mapping[str, Any] | None = None
+    ) -> tuple[Dataset, bool]:
         """A data set read from an uploaded file, and whether it is a new version.
+
+        Args:
+            pii: What is done with personal data before anything is kept; None for what this installation does.
 
         Raises:
             BadData: a row cannot be used; the message names it.
-            BadRequest: the name cannot be used.
+            BadRequest: the name or the policy cannot be used.
         """
-        return self.shelf.keep_dataset(actor, name, read_rows(file), size=file.stat().st_size)
+        rows, size = read_rows(file), file.stat().st_size
+        cleaner = cleaner_for(policy_for(pii, self.settings, called=name), self.archive, tenant=actor.tenant)
+        report = None
+        if cleaner is not None:
+            rows, report = clean_rows(cleaner, rows)
+        how = Cleaned(policy=to_store(cleaner), report=report.to_json() if report else None)
+        return self.shelf.keep_dataset(actor, name, rows, size=size, cleaned=how)
 
     def keep_target(self, actor: Actor, name: str, spec: Mapping[str, Any]) -> tuple[StoredTarget, bool]:
         """A target, and whether it is a new version; it was built once, so that it is known to work.

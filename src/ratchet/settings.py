@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Literal
 
 from pydantic import AliasChoices, Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -31,6 +32,8 @@ class Settings(BaseSettings):
         lm_bases: Addresses of LM servers that requests to the service may name, with commas between.
         max_upload_mb: The largest upload of a data set.
         max_body_kb: The largest body of any other request.
+        pii: What is done with personal data in all fields that nothing else is said of; None for ``keep``.
+        pii_policy: A file that says more of it: fields, names, patterns.
         oidc_issuer, oidc_audience, oidc_jwks: The identity provider whose tokens the service takes: ``iss``, ``aud``,
             and the address of its keys; no issuer takes none.
         webhook_hosts: The only hosts that webhooks may name, with commas between; ``*.example.org`` is all in it.
@@ -61,6 +64,8 @@ class Settings(BaseSettings):
     lm_bases: str = ""
     max_upload_mb: float = 64.0
     max_body_kb: float = 1024.0
+    pii: Literal["keep", "redact", "pseudonymise"] | None = None
+    pii_policy: Path | None = None
     oidc_issuer: str = ""
     oidc_audience: str = ""
     oidc_jwks: str = ""

@@ -22,10 +22,10 @@ from ratchet.engine.archive import Event
 from ratchet.options import Options, Order
 from ratchet.settings import Settings
 from ratchet.storage.sql import SqlArchive
-from ratchet.testing_postgres import PostgresServer, programs
-from ratchet.testing_server import SIGNATURE, StubServer
-from ratchet.testing_service import BASE, RecordingQueue, actor, data
-from ratchet.testing_webhooks import Receiver
+from ratchet.testing.lm_server import SIGNATURE, StubServer
+from ratchet.testing.postgres import PostgresServer, programs
+from ratchet.testing.service import BASE, RecordingQueue, actor, data
+from ratchet.testing.webhooks import Receiver
 from ratchet.workflows import Dispatcher
 
 DATABASES = ("sqlite", "postgresql") if programs() is not None else ("sqlite",)

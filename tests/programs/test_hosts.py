@@ -17,7 +17,7 @@ from ratchet.core.cloudevent import CloudEvent
 from ratchet.core.errors import UserError
 from ratchet.courier import Undelivered
 from ratchet.programs.hosts import GuardedResolver, OpenHosts, OpenResolver, inner, is_public
-from ratchet.testing_webhooks import Receiver
+from ratchet.testing.webhooks import Receiver
 from ratchet.webhook import Postman
 
 PRIVATE = (

@@ -11,7 +11,7 @@ from fastapi.testclient import TestClient
 
 from ratchet.core.access import Role
 from ratchet.service.app import create_app
-from ratchet.testing_service import Clock, House, RecordingQueue, actor, desk_in
+from ratchet.testing.service import Clock, House, RecordingQueue, actor, desk_in
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from starlette.testclient import WebSocketDenialResponse
 from ratchet.core.access import Role, allows
 from ratchet.core.errors import BadRequest, Missing
 from ratchet.service.serve import first_key
-from ratchet.testing_service import Clock, House, RecordingQueue, actor, desk_in, request
+from ratchet.testing.service import Clock, House, RecordingQueue, actor, desk_in, request
 
 LEAST: dict[tuple[str, str], Role | None] = {
     ("POST", "/api/v1/optimize"): "developer",

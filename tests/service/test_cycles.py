@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from ratchet.batch import check_time, last_tick, next_tick
 from ratchet.core.errors import BadRequest
 from ratchet.engine.archive import Event
-from ratchet.testing_service import BASE, House, actor, request
+from ratchet.testing.service import BASE, House, actor, request
 
 
 def cycle_of(*more: dict[str, Any], **fields: Any) -> dict[str, Any]:

@@ -15,8 +15,8 @@ from nats.js.api import ConsumerConfig, DeliverPolicy, StreamConfig
 from ratchet.bootstrap import new_courier
 from ratchet.courier import Courier
 from ratchet.engine.archive import Event
-from ratchet.testing_nats import NatsServer
-from ratchet.testing_service import House
+from ratchet.testing.nats import NatsServer
+from ratchet.testing.service import House
 
 
 @pytest.fixture

@@ -21,8 +21,8 @@ from ratchet.listeners import hosts_of
 from ratchet.storage.claims import Claims, MemoryClaims
 from ratchet.storage.outbox import Outlet
 from ratchet.storage.sql import events
-from ratchet.testing_service import House
-from ratchet.testing_webhooks import Delivery, Receiver
+from ratchet.testing.service import House
+from ratchet.testing.webhooks import Delivery, Receiver
 from ratchet.webhook import Postman, WebhookSink
 
 

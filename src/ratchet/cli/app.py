@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from ratchet.cli import custom, data, flags, serving
+from ratchet.cli import custom, data, flags, serving, telling
 from ratchet.cli.begin import begin as _settings
 from ratchet.cli.begin import examples as _examples
 from ratchet.cli.errors import Commands, say
@@ -32,6 +32,8 @@ app.command("serve")(serving.serve)
 app.command("worker")(serving.worker)
 app.add_typer(serving.keys, name="keys")
 app.add_typer(serving.audit, name="audit")
+app.add_typer(telling.webhooks, name="webhooks")
+app.add_typer(telling.schedules, name="schedules")
 
 
 def _version(wanted: bool) -> None:

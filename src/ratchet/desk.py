@@ -27,7 +27,7 @@ from ratchet.storage.jobs import Job, Jobs, Wanted
 from ratchet.storage.keys import Keys
 from ratchet.storage.outbox import Outbox
 from ratchet.storage.privacy import Cleaned, PseudonymKeys, how_cleaned
-from ratchet.storage.shelf import Dataset, Shelf, StoredTarget
+from ratchet.storage.shelf import Dataset, Shelf, StoredTarget, check_name
 from ratchet.storage.sql import SqlArchive
 from ratchet.storage.webhooks import Webhooks
 
@@ -279,6 +279,7 @@ class Desk:
             BadData: a row cannot be used; the message names it.
             BadRequest: the name or the policy cannot be used.
         """
+        check_name(name)
         rows, size = read_rows(file), file.stat().st_size
         cleaner = cleaner_for(policy_for(pii, self.settings, called=name), self.archive, tenant=actor.tenant)
         report = None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from ratchet.core.errors import Conflict, Missing
 from ratchet.desk import Desk
 from ratchet.options import Options
 from ratchet.settings import Settings
+from ratchet.storage.cycles import Schedule
 from ratchet.storage.jobs import Job
 from ratchet.testing.lm_server import SIGNATURE, StubServer
 from ratchet.testing.runs import essence
@@ -159,6 +160,9 @@ class Lost:
 
     def cancel(self, job: Job) -> None:
         """There is nothing to take out."""
+
+    def keep_schedules(self, schedules: Sequence[Schedule]) -> None:
+        """There are none."""
 
     def close(self) -> None:
         """Nothing is held."""

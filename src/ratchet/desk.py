@@ -2,30 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Protocol
 
 from ratchet.admission import check_options, check_target
+from ratchet.batch import Batch
 from ratchet.core.access import Actor
 from ratchet.core.errors import BadRequest, Missing
 from ratchet.engine.archive import Event
 from ratchet.guard import clean_rows, cleaner_for, policy_for, to_store
+from ratchet.listeners import Listeners
 from ratchet.options import Options
 from ratchet.privacy.policy import Policy
 from ratchet.programs.datasets import read_rows
 from ratchet.programs.targets import resolve_target
-from ratchet.run import Given, new_run
+from ratchet.run import Given, new_run, tried_run
 from ratchet.settings import Settings
 from ratchet.storage.audit import Audit, state_hash
+from ratchet.storage.cycles import Cycles, Schedule, Schedules
 from ratchet.storage.erasure import Eraser
 from ratchet.storage.jobs import Job, Jobs, Wanted
 from ratchet.storage.keys import Keys
+from ratchet.storage.outbox import Outbox
 from ratchet.storage.privacy import Cleaned, PseudonymKeys, how_cleaned
-from ratchet.storage.shelf import Dataset, Shelf, StoredTarget
+from ratchet.storage.sealing import sealer
+from ratchet.storage.shelf import Dataset, Shelf, StoredTarget, check_name
 from ratchet.storage.sql import SqlArchive
+from ratchet.storage.webhooks import Webhooks
 
 FILES: Mapping[str, str] = {
     "certificate": "certificate.json",
@@ -54,6 +60,9 @@ class Queue(Protocol):
 
     def cancel(self, job: Job) -> None:
         """Take ``job`` out."""
+
+    def keep_schedules(self, schedules: Sequence[Schedule]) -> None:
+        """Have these schedules, and no others, come back by the clock."""
 
     def close(self) -> None:
         """Give back what it holds."""
@@ -101,6 +110,18 @@ class Desk:
         self.keys = Keys(archive, self.audit)
         self.jobs = Jobs(archive, self.audit)
         self.shelf = Shelf(archive, self.audit)
+        self.batch = Batch(
+            self,
+            Cycles(archive, self.audit),
+            Schedules(archive, self.audit),
+            timetable=queue.keep_schedules,
+            clock=clock,
+        )
+        details = {"cycle": self.batch.cycles.told}
+        self.outbox = Outbox(archive, self.jobs, source=settings.event_source, details=details)
+        secrets = sealer(archive.vault, "installation:webhooks", "webhooks.secret")
+        self.webhooks = Webhooks(archive, self.audit, self.outbox, sealer=secrets)
+        self.listeners = Listeners(settings, self.webhooks, clock=clock)
         self.pseudonyms = PseudonymKeys(archive)
         self.archive = archive
         self.eraser = Eraser(archive, self.audit, self.shelf, runs=settings.home / "runs")
@@ -140,12 +161,7 @@ class Desk:
         known = repeat and self.jobs.repeated(actor.tenant, *repeat)
         if known:
             return self.jobs.find(actor.tenant, known)
-        name, spec = ("inline", target) if isinstance(target, Mapping) else self._target(actor, target)
-        asked = replace(options, tenant=actor.tenant, **check_target(spec, self.settings))
-        check_options(asked, self.settings)
-        if not data:
-            raise BadRequest("no data was given; give data, or train, validation and test", field="data")
-        sets = {part: self.shelf.dataset(actor.tenant, reference) for part, reference in data.items()}
+        name, asked, sets = self._asked(actor, options, target, data)
         rows = {part: self.shelf.rows(dataset) for part, dataset in sets.items()}
         how = [found.policy for each in sets.values() if (found := how_cleaned(self.archive, each.id)) is not None]
         asked = replace(
@@ -164,6 +180,28 @@ class Desk:
         )
         self._queue.enqueue(job)
         return job
+
+    def check(
+        self, actor: Actor, options: Options, *, target: str | Mapping[str, Any], data: Mapping[str, str]
+    ) -> None:
+        """See whether ``optimize`` would take it; nothing is stored.
+
+        Raises:
+            UserError: the request cannot be carried out.
+        """
+        _, asked, sets = self._asked(actor, options, target, data)
+        tried_run(asked, Given(rows={part: self.shelf.rows(dataset) for part, dataset in sets.items()}), self.settings)
+
+    def _asked(
+        self, actor: Actor, options: Options, target: str | Mapping[str, Any], data: Mapping[str, str]
+    ) -> tuple[str, Options, dict[str, Dataset]]:
+        """What the target is called, what is asked for in full, and on which data sets."""
+        name, spec = ("inline", target) if isinstance(target, Mapping) else self._target(actor, target)
+        asked = replace(options, tenant=actor.tenant, **check_target(spec, self.settings))
+        check_options(asked, self.settings)
+        if not data:
+            raise BadRequest("no data was given; give data, or train, validation and test", field="data")
+        return name, asked, {part: self.shelf.dataset(actor.tenant, reference) for part, reference in data.items()}
 
     def _target(self, actor: Actor, reference: str) -> tuple[str, Mapping[str, Any]]:
         stored = self.shelf.target(actor.tenant, reference)
@@ -270,6 +308,7 @@ class Desk:
             BadData: a row cannot be used; the message names it.
             BadRequest: the name or the policy cannot be used.
         """
+        check_name(name)
         rows, size = read_rows(file), file.stat().st_size
         cleaner = cleaner_for(policy_for(pii, self.settings, called=name), self.archive, tenant=actor.tenant)
         report = None

@@ -94,3 +94,34 @@ class Options:
         for name in ("objectives", "fields"):
             values[name] = tuple(tuple(pair) for pair in values[name])
         return cls(**values)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Order:
+    """One optimization as it is asked for; what ``Desk.optimize`` takes.
+
+    Attributes:
+        options: What is asked for.
+        target: A stored target, or how one is built.
+        data: Data sets by the name of the option whose file they stand for.
+    """
+
+    options: Options
+    target: str | Mapping[str, Any]
+    data: Mapping[str, str]
+    priority: int = 100
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON data."""
+        target = dict(self.target) if isinstance(self.target, Mapping) else self.target
+        return {
+            "options": self.options.to_json(),
+            "target": target,
+            "data": dict(self.data),
+            "priority": self.priority,
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Order:
+        """The order that ``to_json`` came from."""
+        return cls(**{**data, "options": Options.from_json(data["options"])})

@@ -564,12 +564,10 @@ def new_run(
         UserError: the request cannot be carried out; nothing was stored then.
     """
     options, cleaner = guarded(options, settings, archive)
-    prepared = prepare(options, replace(given, cleaner=cleaner), settings)
-    if isinstance(prepared.target.module, RemoteAgent) and prepared.reflection is None:
-        raise BadRequest("the texts of a remote agent are rewritten by an LM; name one with --reflection-lm")
+    given = replace(given, cleaner=cleaner)
     identity = identity or uuid.uuid4().hex[:12]
     # Built once before it is stored, so that a request that cannot work leaves nothing behind.
-    tried = Run(prepared, MemoryNotebook(), optimization_id=identity, spent_seconds=0.0)
+    prepared, tried = tried_run(options, given, settings, identity=identity)
     lessons = SqlLessons(archive)
     start = learned.start(tried, lessons)
     notebook = archive.start(
@@ -588,6 +586,18 @@ def new_run(
     splits = prepared.splits
     notebook.keep_examples({"train": splits.train, "validation": splits.validation, "test": splits.test})
     return Run(prepared, notebook, optimization_id=identity, spent_seconds=0.0, emit=emit, start=start, lessons=lessons)
+
+
+def tried_run(options: Options, given: Given, settings: Settings, *, identity: str = "tried") -> tuple[Prepared, Run]:
+    """An optimization that is built and not stored.
+
+    Raises:
+        UserError: the request cannot be carried out.
+    """
+    prepared = prepare(options, given, settings)
+    if isinstance(prepared.target.module, RemoteAgent) and prepared.reflection is None:
+        raise BadRequest("the texts of a remote agent are rewritten by an LM; name one with --reflection-lm")
+    return prepared, Run(prepared, MemoryNotebook(), optimization_id=identity, spent_seconds=0.0)
 
 
 def resumed_run(

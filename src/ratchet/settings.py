@@ -41,6 +41,11 @@ class Settings(BaseSettings):
         pii_policy: A file that says more of it: fields, names, patterns.
         oidc_issuer, oidc_audience, oidc_jwks: The identity provider whose tokens the service takes: ``iss``, ``aud``,
             and the address of its keys; no issuer takes none.
+        webhook_hosts: The only hosts that webhooks may name, with commas between; ``*.example.org`` is all in it.
+        webhook_allow: Hosts, addresses and networks that webhooks may lead to although they are private or use http.
+        webhook_attempts: Tries before an event is put on a webhook's list of dead letters.
+        nats_url: The NATS JetStream server that all events are published to; none without one.
+        event_source: The ``source`` of all events.
         oidc_role_claim, oidc_tenant_claim: The claims that say what the bearer may do, and whose things they see.
     """
 
@@ -75,6 +80,11 @@ class Settings(BaseSettings):
     oidc_jwks: str = ""
     oidc_role_claim: str = "role"
     oidc_tenant_claim: str = "tenant"
+    webhook_hosts: str = ""
+    webhook_allow: str = ""
+    webhook_attempts: int = Field(default=16, ge=1)
+    nats_url: str = ""
+    event_source: str = "urn:ratchet"
 
     @property
     def database(self) -> str:

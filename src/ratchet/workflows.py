@@ -14,30 +14,34 @@ import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from itertools import chain, repeat
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import sqlalchemy as sa
 from dbos import DBOS, DBOSClient, DBOSConfig, EnqueueOptions
+from dbos._error import DBOSException
 from dbos._serialization import DBOSPortableJSON
 from filelock import FileLock
 
+from ratchet.batch import Batch
 from ratchet.carry_out import carry_out
 from ratchet.core.access import Actor
 from ratchet.core.errors import Cancelled, InUse, RatchetError, StorageUnavailable, where
 from ratchet.core.result import OptimizationResult, Status
+from ratchet.courier import Courier
 from ratchet.engine.archive import Event
 from ratchet.engine.certificate import load_or_make_key
 from ratchet.publish import publish
 from ratchet.run import Given, Run, resumed_run
 from ratchet.settings import Settings
+from ratchet.storage.cycles import Schedule
 from ratchet.storage.erasure import Eraser, Retention
 from ratchet.storage.jobs import Job, Jobs
 from ratchet.storage.sql import SqlArchive
 
-APPLICATION, QUEUE, WORKFLOW = "ratchet", "optimizations", "optimization"
+APPLICATION, QUEUE, WORKFLOW, SCHEDULED = "ratchet", "optimizations", "optimization", "scheduled"
 
 VERSION = "1"
 """Of the workflow. A worker takes up only workflows of its own version, so change it when an old one cannot go on."""
@@ -50,6 +54,8 @@ SEARCH_SECONDS = 30.0
 """How often a worker looks for what got lost."""
 SWEEP_SECONDS = 3600.0
 """How often a worker erases what is too old."""
+GRACE_SECONDS = 20.0
+"""How late a schedule may come before it is thought to have been missed; DBOS spreads them over ten seconds."""
 RETRIES = (1.0, 2.0, 4.0, 8.0, 16.0)
 """Seconds before each new try when the database refused; the last one again and again."""
 
@@ -91,6 +97,32 @@ class Dispatcher:
         """Take ``job`` out of the queue, if no worker has it yet."""
         self._client.cancel_workflow(_name(job))
 
+    def keep_schedules(self, schedules: Sequence[Schedule]) -> None:
+        """Have these schedules, and no others, come back by the clock."""
+        wanted = {_timed(schedule): schedule for schedule in schedules}
+        there = {each["schedule_name"]: each for each in self._client.list_schedules(workflow_name=SCHEDULED)}
+        for name in there.keys() - wanted.keys():
+            self._client.delete_schedule(name)
+        for name, schedule in wanted.items():
+            if name not in there:
+                if schedule.paused:
+                    continue
+                with suppress(DBOSException):  # another process was quicker
+                    self._client.create_schedule(
+                        schedule_name=name,
+                        workflow_name=SCHEDULED,
+                        schedule=schedule.cron,
+                        context=schedule.id,
+                        cron_timezone=schedule.timezone,
+                    )
+            elif schedule.paused != (there[name]["status"] != "ACTIVE"):
+                (self._client.pause_schedule if schedule.paused else self._client.resume_schedule)(name)
+
+    def catch_up(self, schedule: Schedule, at: datetime) -> None:
+        """Have what should have come at ``at`` come now; what came already does not come again."""
+        with suppress(DBOSException):  # it was removed meanwhile
+            self._client.backfill_schedule(_timed(schedule), at - timedelta(seconds=1), at + timedelta(seconds=1))
+
     def without_workflow(self, jobs: Sequence[Job]) -> list[Job]:
         """Those of ``jobs`` that are neither in the queue nor with a worker."""
         names = [_name(job) for job in jobs]
@@ -106,6 +138,10 @@ class Dispatcher:
 def _name(job: Job) -> str:
     """An attempt's name: each resume is a workflow of its own, so that no outcome of an earlier one is in its way."""
     return f"{job.id}.{job.attempt}"
+
+
+def _timed(schedule: Schedule) -> str:
+    return f"schedule-{schedule.id}"
 
 
 def _alone(settings: Settings) -> FileLock:
@@ -124,6 +160,8 @@ class Worker:
         dispatcher: Where they are put when this worker stops.
         eraser: Erases what is older than the settings let it be.
         say: Told what an operator should know.
+        courier: Brings events to whoever listens.
+        batch: Does what schedules ask for.
     """
 
     def __init__(
@@ -135,7 +173,11 @@ class Worker:
         eraser: Eraser,
         *,
         say: Callable[[str], None],
+        courier: Courier | None = None,
+        batch: Batch | None = None,
     ) -> None:
+        self._courier = courier
+        self._batch = batch
         self.id = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:6]}"
         self._settings = settings
         self._archive = archive
@@ -166,6 +208,7 @@ class Worker:
         with _alone(self._settings):
             DBOS(config=config)
             DBOS.workflow(name=WORKFLOW)(self._workflow())
+            DBOS.workflow(name=SCHEDULED)(self._scheduled())
             DBOS.launch()
             DBOS.register_queue(
                 QUEUE,
@@ -176,7 +219,10 @@ class Worker:
                 on_conflict="always_update",
             )
         self._find_lost()
+        self._find_missed()
         self._watching.start()
+        if self._courier is not None:
+            self._courier.start()
 
     def close(self, *, seconds: float = 30.0) -> None:
         """Stop what is under way, cleanly, and leave it to others.
@@ -192,8 +238,13 @@ class Worker:
         for run in list(self._under_way.values()):
             run.cancel("queued")
         ending.join()
+        if self._courier is not None:
+            self._courier.close()
         self._jobs.strike_off(self.id)
         self._archive.claims.release(self._claim(self.id))
+        if self._watching.is_alive():
+            self._watching.join(timeout=seconds)
+        self._dispatcher.close()
 
     # --- the workflow ------------------------------------------------------------------------------------------------
 
@@ -202,6 +253,19 @@ class Worker:
             return self._work(identity, attempt, replace(self._actor, tenant=tenant))
 
         return optimization
+
+    def _scheduled(self) -> Callable[[datetime, str], str]:
+        def scheduled(at: datetime, identity: str) -> str:
+            waits = chain(RETRIES, repeat(RETRIES[-1]))
+            while self._batch is not None:
+                try:
+                    return self._batch.tick(identity, at)
+                except StorageUnavailable:  # a time that is missed for that would not come again
+                    if self._closing.wait(next(waits)):
+                        raise
+            return "nobody does it"
+
+        return scheduled
 
     def _work(self, identity: str, attempt: int, actor: Actor) -> str:
         """Carry on with one optimization until it comes to rest; how it stands then."""
@@ -290,6 +354,7 @@ class Worker:
                 if time.monotonic() - searched > SEARCH_SECONDS:
                     searched = time.monotonic()
                     self._find_lost()
+                    self._find_missed()
                     self._archive.forget_erased()
                 if self._swept is None or time.monotonic() - self._swept > SWEEP_SECONDS:
                     self._swept = time.monotonic()
@@ -336,6 +401,13 @@ class Worker:
         for job in self._dispatcher.without_workflow(unsettled):
             actor = replace(self._actor, tenant=job.tenant)
             self._dispatcher.enqueue(self._jobs.put_back(actor, job.id) if job.status == "running" else job)
+
+    def _find_missed(self) -> None:
+        """Have schedules come, once, that should have come while nobody was there; and have them as they were kept."""
+        if self._batch is not None:
+            self._batch.keep_timetable()
+            for schedule, at in self._batch.missed(grace_seconds=GRACE_SECONDS):
+                self._dispatcher.catch_up(schedule, at)
 
     def _claim(self, worker: str) -> str:
         return f"worker-{worker}"

@@ -8,7 +8,7 @@ import sqlalchemy as sa
 
 from ratchet.run import Given, resumed_run
 from ratchet.service.serve import without_message
-from ratchet.testing.service import House
+from ratchet.testing.service import House, actor
 from ratchet.testing.vault import SECRET, fill
 
 
@@ -42,6 +42,14 @@ def test_a_log_tells_of_an_error_what_it_is_and_where_and_not_what_it_says() -> 
     told = logging.Formatter().format(record)
     assert "test_sealed.py" in told
     assert SECRET not in told.replace("raise ValueError(SECRET)", "")
+
+
+def test_the_secret_of_a_webhook_is_not_in_the_files(house: House) -> None:
+    desk = house.desk
+    webhook, secret = desk.webhooks.add(actor(), url="https://example.org/hook", types=["*"])
+    stored = b"".join(file.read_bytes() for file in desk.settings.home.glob("ratchet.db*"))
+    assert secret.removeprefix("whsec_").encode() not in stored
+    assert desk.webhooks.secret(webhook.id) == secret
 
 
 def test_replies_are_shared_within_a_tenant_only(house: House) -> None:

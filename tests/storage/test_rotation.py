@@ -80,11 +80,11 @@ def test_everything_is_under_the_new_key_and_is_read_as_before(opened: Opened) -
     shelve(archive)
     before, rotation = read(other), rotation_of(archive)
     old = rotation.status()[0]
-    assert rotation.rotate(actor()) == old.data_keys == 4
+    assert rotation.rotate(actor()) == old.data_keys == 5
     new, left = rotation.status()
-    assert (new.data_keys, new.first, left.id, left.data_keys, left.here) == (4, True, old.id, 0, True)
+    assert (new.data_keys, new.first, left.id, left.data_keys, left.here) == (5, True, old.id, 0, True)
     fill(other, "later")  # by a process that was there before
-    assert rotation.status()[0].data_keys == 5
+    assert rotation.status()[0].data_keys == 6
     rotation.drop(actor(), old.id)
     assert read(opened()) == read(other) == before
     assert [use.id for use in rotation.status()] == [new.id]

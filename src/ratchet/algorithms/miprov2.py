@@ -11,7 +11,7 @@ demos (sec. 4.2), and search the combinations on minibatches with a Bayesian mod
   confidence bounds, so that one that promises much is run on more and more examples. Combinations that have demos in
   common meet other examples, since demos act on an example much alike whatever instructions they stand beside.
 
-In simulation this finds more than TPE at every budget from 100 to 1000 runs, on a recorded surface from 200:
+On synthetic surfaces this finds more than TPE at every budget from 100 to 1000 runs, on a recorded one from 200 on:
 docs/decisions/0006.
 
 References:

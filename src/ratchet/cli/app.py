@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from ratchet.cli import custom, data, flags, serving, vault
+from ratchet.cli import custom, data, flags, serving, telling, vault
 from ratchet.cli.begin import begin as _settings
 from ratchet.cli.begin import examples as _examples
 from ratchet.cli.errors import Commands, say
@@ -34,6 +34,8 @@ app.add_typer(serving.keys, name="keys")
 app.add_typer(serving.audit, name="audit")
 app.add_typer(vault.vault, name="vault")
 app.command("delete")(vault.delete)
+app.add_typer(telling.webhooks, name="webhooks")
+app.add_typer(telling.schedules, name="schedules")
 
 
 def _version(wanted: bool) -> None:

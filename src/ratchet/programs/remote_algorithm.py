@@ -13,11 +13,9 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import hmac
-import ipaddress
 import itertools
 import json
 import random
-import socket
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -26,13 +24,12 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import aiohttp
-from aiohttp.abc import ResolveResult
-from aiohttp.resolver import ThreadedResolver
 from pydantic import ValidationError
 
 from ratchet.core.algorithm import Algorithm
 from ratchet.core.errors import BadRequest, BrokenProtocol, BudgetSpent
 from ratchet.core.problem import Problem, content_hash
+from ratchet.programs.hosts import Address, GuardedResolver
 from ratchet.programs.loop import run
 from ratchet.programs.messages import PROTOCOL, Answer, Reader, Words, problem_json
 
@@ -107,33 +104,18 @@ class AllowedHosts:
         return Resolver(self)
 
 
-class Resolver(ThreadedResolver):
+class Resolver(GuardedResolver):
     """A listed name must not lead to what is not listed: this machine, or its neighbour's metadata service."""
 
     def __init__(self, hosts: AllowedHosts) -> None:
         super().__init__()
         self._hosts = hosts
 
-    async def resolve(
-        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
-    ) -> list[ResolveResult]:
-        """The addresses of ``host``.
-
-        Raises:
-            OSError: there are none, or one of them is not allowed.
-        """
-        found = await self.look_up(host, port, family)
-        for each in found if host.lower() != "localhost" else []:
-            address = ipaddress.ip_address(each["host"].partition("%")[0])
-            address = getattr(address, "ipv4_mapped", None) or address
-            inside = address.is_loopback or address.is_link_local or address.is_unspecified
-            if inside and not self._hosts.holds(str(address), port):
-                raise OSError(f"{host} leads to {address}, which is not in RATCHET_ALGORITHM_HOSTS")
-        return found
-
-    async def look_up(self, host: str, port: int, family: socket.AddressFamily) -> list[ResolveResult]:
-        """All addresses of ``host``, allowed or not."""
-        return await super().resolve(host, port, family)
+    def check(self, host: str, port: int, address: Address) -> None:
+        """See whether ``host`` may lead to ``address``."""
+        inside = address.is_loopback or address.is_link_local or address.is_unspecified
+        if inside and host.lower() != "localhost" and not self._hosts.holds(str(address), port):
+            raise OSError(f"{host} leads to {address}, which is not in RATCHET_ALGORITHM_HOSTS")
 
 
 # --- one turn ---------------------------------------------------------------------------------------------------------

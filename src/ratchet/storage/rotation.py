@@ -10,6 +10,7 @@ import sqlalchemy as sa
 from ratchet.core.access import Actor
 from ratchet.core.errors import Conflict, KeyUnavailable
 from ratchet.storage.audit import Audit
+from ratchet.storage.cycles import ORDERS
 from ratchet.storage.envelope import is_envelope
 from ratchet.storage.jobs import REASON, files
 from ratchet.storage.lessons import LESSON
@@ -24,7 +25,7 @@ from ratchet.storage.vault import data_keys, unwrapped, wrapped
 AT_ONCE = 200
 """Data keys, or rows, of one transaction."""
 
-TEXTS: tuple[Texts, ...] = (*PRIVATE, REASON, FIELDS, SPEC, LESSON, CLEANED)
+TEXTS: tuple[Texts, ...] = (*PRIVATE, REASON, FIELDS, SPEC, LESSON, CLEANED, ORDERS)
 """All that is private in tables; files and data sets are whole envelopes beside them."""
 
 
@@ -167,7 +168,7 @@ class Rotation:
         with self._archive.transaction() as connection:
             whole = set(connection.execute(sa.select(data_keys.c.owner).where(data_keys.c.whole == 1)).scalars())
             known: dict[str, str] = {}
-            for texts in (*PRIVATE[:1], FIELDS, SPEC, LESSON):
+            for texts in (*PRIVATE[:1], FIELDS, SPEC, LESSON, ORDERS):
                 names = {texts.key, *(("tenant",) if "tenant" in texts.table.c else ())}
                 for row in connection.execute(
                     sa.select(*(texts.table.c[name] for name in names)).distinct()

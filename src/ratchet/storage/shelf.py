@@ -112,6 +112,18 @@ class StoredTarget:
 Kept = TypeVar("Kept", Dataset, StoredTarget)
 
 
+def check_name(name: str) -> None:
+    """Refuse a name that a data set or a target cannot have.
+
+    Raises:
+        BadRequest: it is one.
+    """
+    if not NAME.fullmatch(name):
+        raise BadRequest(
+            f"name is {name!r}; give letters, digits, '.', '-' and '_', at most 100", field="name", value=name
+        )
+
+
 class Shelf:
     """All data sets and targets.
 
@@ -225,10 +237,7 @@ class Shelf:
     # --- both --------------------------------------------------------------------------------------------------------
 
     def _newest(self, change: Change, table: sa.Table, tenant: str, name: str) -> sa.RowMapping | None:
-        if not NAME.fullmatch(name):
-            raise BadRequest(
-                f"name is {name!r}; give letters, digits, '.', '-' and '_', at most 100", field="name", value=name
-            )
+        check_name(name)
         query = table.select().where(table.c.tenant == tenant, table.c.name == name).order_by(table.c.version.desc())
         return change.connection.execute(query.limit(1)).mappings().first()
 

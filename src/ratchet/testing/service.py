@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,6 +15,7 @@ from ratchet.bootstrap import open_archive
 from ratchet.core.access import Actor, Role
 from ratchet.desk import Desk
 from ratchet.settings import Settings
+from ratchet.storage.cycles import Schedule
 from ratchet.storage.jobs import Job
 from ratchet.testing.lm_server import SIGNATURE, rows
 
@@ -28,10 +30,12 @@ class RecordingQueue:
     Attributes:
         waiting: Ids and attempts in the queue, in the order they came.
         cancelled: Those that were taken out.
+        schedules: Those that come back by the clock.
     """
 
     waiting: list[tuple[str, int]] = field(default_factory=list)
     cancelled: list[tuple[str, int]] = field(default_factory=list)
+    schedules: list[Schedule] = field(default_factory=list)
 
     def enqueue(self, job: Job) -> None:
         """Note it; the same attempt once."""
@@ -41,6 +45,10 @@ class RecordingQueue:
     def cancel(self, job: Job) -> None:
         """Note it."""
         self.cancelled.append((job.id, job.attempt))
+
+    def keep_schedules(self, schedules: Sequence[Schedule]) -> None:
+        """Note them."""
+        self.schedules = list(schedules)
 
     def close(self) -> None:
         """Nothing is held."""

@@ -24,6 +24,7 @@ from ratchet.engine.archive import Event, Notebook, Optimization
 from ratchet.programs.datasets import Row
 from ratchet.programs.journal import Reply
 from ratchet.storage.audit import Audit
+from ratchet.storage.cycles import Schedules
 from ratchet.storage.jobs import Jobs, files
 from ratchet.storage.lessons import SqlLessons
 from ratchet.storage.privacy import Cleaned, how_cleaned
@@ -98,12 +99,15 @@ def fill(archive: SqlArchive, name: str = "0a1b") -> Notebook:
 
 
 def shelve(archive: SqlArchive) -> Shelf:
-    """A data set ``mails`` and a target ``sort`` with the secret in them."""
+    """A data set ``mails``, a target ``sort`` and a schedule, with the secret in them."""
     shelf = Shelf(archive, Audit(archive, clock=Clock()))
     how = Cleaned(policy={"patterns": SECRET}, report={"found": {SECRET: {}}})
     rows = [Row(number=1, fields={"text": SECRET, SECRET: ""})]
     shelf.keep_dataset(actor(), "mails", rows, size=10, cleaned=how)
     shelf.keep_target(actor(), "sort", {"signature": "a -> b", "instructions": SECRET})
+    _schedules(archive).add(
+        actor(), name="nightly", cron="0 3 * * *", timezone="UTC", overlap="skip", orders=[{"target": SECRET}]
+    )
     return shelf
 
 
@@ -131,9 +135,14 @@ def read(archive: SqlArchive, name: str = "0a1b") -> Any:
         "dataset": [row.fields for row in shelf.rows(shelf.dataset("default", "mails"))],
         "fields": shelf.dataset("default", "mails").fields,
         "privacy": asdict(how) if (how := how_cleaned(archive, shelf.dataset("default", "mails").id)) else None,
+        "orders": [each.orders for _, each in _schedules(archive).page("default", before=None, limit=1)],
         "target": shelf.target("default", "sort").spec,
     }
     return json.loads(as_json(found))
+
+
+def _schedules(archive: SqlArchive) -> Schedules:
+    return Schedules(archive, Audit(archive, clock=Clock()))
 
 
 def clear(archive: SqlArchive) -> str:
@@ -162,8 +171,8 @@ def age(archive: SqlArchive) -> None:
     Args:
         archive: One that was opened without master keys.
     """
-    shelf = Shelf(archive, Audit(archive, clock=Clock()))
-    assert shelf.datasets("nobody", before=None, limit=1) == []
+    for texts in TEXTS:
+        archive.make(texts.table.metadata)
     with archive.transaction() as connection:
         connection.execute(data_keys.delete())
         for texts in TEXTS:

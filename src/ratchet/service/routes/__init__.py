@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
-from ratchet.service.routes import audit, datasets, live, optimizations, targets
+from ratchet.service.routes import audit, cycles, datasets, live, optimizations, targets, webhooks
 from ratchet.service.routes.common import PREFIX
 
-ROUTERS = (optimizations.router, live.router, live.sockets, datasets.router, targets.router, audit.router)
+ROUTERS = (
+    optimizations.router,
+    live.router,
+    live.sockets,
+    datasets.router,
+    targets.router,
+    audit.router,
+    webhooks.router,
+    cycles.router,
+)
 
 __all__ = ["PREFIX", "ROUTERS"]

@@ -95,7 +95,7 @@ def test_a_refusal_is_the_error_it_is(served: Served, mails: Path) -> None:
             client.certificate(job)
         with pytest.raises(BadRequest, match="magic") as refused:
             client.optimize(**request(algorithms=["magic"]))
-        assert refused.value.values == {}
+        assert refused.value.values == {"status": 422}
         with pytest.raises(Conflict):
             client.optimize(idempotency_key="k", **request(seed=2))
         with pytest.raises(BadRequest, match=r"\.jsonl"):

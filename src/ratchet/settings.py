@@ -34,6 +34,8 @@ class Settings(BaseSettings):
         oidc_issuer, oidc_audience, oidc_jwks: The identity provider whose tokens the service takes: ``iss``, ``aud``,
             and the address of its keys; no issuer takes none.
         oidc_role_claim, oidc_tenant_claim: The claims that say what the bearer may do, and whose things they see.
+        server: The service that commands are sent to; by default they work on this machine.
+        api_key, key_file: The key for it; the file goes first.
     """
 
     model_config = SettingsConfigDict(env_prefix="RATCHET_", populate_by_name=True)
@@ -61,6 +63,9 @@ class Settings(BaseSettings):
     oidc_jwks: str = ""
     oidc_role_claim: str = "role"
     oidc_tenant_claim: str = "tenant"
+    server: str = ""
+    api_key: SecretStr = SecretStr("")
+    key_file: Path | None = None
 
     @property
     def database(self) -> str:

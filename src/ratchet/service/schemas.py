@@ -20,6 +20,7 @@ from ratchet.storage.shelf import Dataset, StoredTarget
 Item = TypeVar("Item")
 Text = Annotated[str, Field(min_length=1, max_length=500)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Price = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 class Body(BaseModel):
@@ -133,6 +134,19 @@ class OptimizeBody(Body):
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     force: bool = False
     priority: Annotated[int, Field(ge=1, le=1000, description="1 goes first.")] = 100
+    lm_timeout: Annotated[float | None, Field(gt=0, le=3600, description="Seconds for one request.")] = None
+    price: Annotated[
+        tuple[Price, Price] | None, Field(description="Dollars per million tokens, in and out, if not known.")
+    ] = None
+    requests_per_minute: Positive | None = None
+    tokens_per_minute: Positive | None = None
+    share_replies: bool = True
+    tune_tools: bool = False
+    minimise: bool = True
+    max_prompt_tokens: Annotated[int | None, Field(gt=0, le=10_000_000)] = None
+    warm_start: bool = True
+    learn_from: Annotated[list[Text], Field(max_length=50, description="Ids of optimizations to learn from.")] = []
+    lessons_may_quote: bool = False
 
     def options(self) -> Options:
         """What the desk takes; the target is filled in there."""
@@ -158,6 +172,8 @@ class OptimizeBody(Body):
             concurrency=self.concurrency,
             force=self.force,
             fields=tuple(self.fields.items()),
+            learn_from=tuple(self.learn_from),
+            **{name: getattr(self, name) for name in _AS_IT_IS},
         )
 
     def chosen_target(self) -> str | Mapping[str, Any]:
@@ -171,6 +187,12 @@ class OptimizeBody(Body):
         """What the desk takes."""
         given = {name: getattr(self, name) for name in ("data", "train", "validation", "test")}
         return {name: reference for name, reference in given.items() if reference is not None}
+
+
+_AS_IT_IS = (
+    *("lm_timeout", "price", "requests_per_minute", "tokens_per_minute", "share_replies", "tune_tools", "minimise"),
+    *("max_prompt_tokens", "warm_start", "lessons_may_quote"),
+)
 
 
 class OptimizationOut(BaseModel):
@@ -188,15 +210,21 @@ class OptimizationOut(BaseModel):
     seconds: float
     reason: str
     result: dict[str, Any] | None = None
+    request: Annotated[
+        dict[str, Any] | None, Field(description="All that was asked for; only where one optimization is asked for.")
+    ] = None
 
     @classmethod
-    def of(cls, job: Job, result: Mapping[str, Any] | None = None) -> OptimizationOut:
+    def of(
+        cls, job: Job, result: Mapping[str, Any] | None = None, request: Mapping[str, Any] | None = None
+    ) -> OptimizationOut:
         """As JSON."""
-        names = set(cls.model_fields) - {"result", "data"}
+        names = set(cls.model_fields) - {"result", "request", "data"}
         return cls(
             **{name: getattr(job, name) for name in names},
             data=dict(job.data),
             result=None if result is None else dict(result),
+            request=None if request is None else dict(request),
         )
 
 

@@ -55,7 +55,8 @@ def optimizations(
 def optimization(identity: str, desk: TheDesk, actor: Viewer) -> schemas.OptimizationOut:
     """One optimization, with its result once there is one."""
     job = desk.jobs.find(actor.tenant, identity)
-    return schemas.OptimizationOut.of(job, desk.jobs.result(actor.tenant, identity))
+    asked = desk.archive.find(job.id).request
+    return schemas.OptimizationOut.of(job, desk.jobs.result(actor.tenant, identity), asked)
 
 
 @router.get("/optimizations/{identity}/status")

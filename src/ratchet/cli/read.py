@@ -26,7 +26,6 @@ from ratchet.publish import measured, prompt_diff
 from ratchet.publish import verify as check
 from ratchet.settings import Settings
 
-
 Sides = Callable[[OptimizationResult, Options], tuple[Side, Side]]
 """Measures baseline and chosen candidate on the sealed test."""
 

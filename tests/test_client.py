@@ -3,61 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
 import pytest
-import uvicorn
 
 from ratchet import AsyncClient, Client
 from ratchet.core.errors import BadRequest, Conflict, Denied, Missing, StorageUnavailable
-from ratchet.engine.archive import Event
-from ratchet.service.app import create_app
-from ratchet.testing_service import Clock, RecordingQueue, actor, data, desk_in, request
-
-
-class Served:
-    """A service without a worker on a port of this machine, in a thread."""
-
-    def __init__(self, folder: Path) -> None:
-        self.desk = desk_in(folder, queue=RecordingQueue(), clock=Clock())
-        _, self.key = self.desk.keys.create(actor(), name="tests", tenant="default", role="developer")
-        self.port = 0
-
-    def start(self) -> None:
-        """Listen; again on the same port."""
-        config = uvicorn.Config(create_app(self.desk), port=self.port, log_level="error", timeout_graceful_shutdown=1)
-        self._server = uvicorn.Server(config)
-        self._thread = threading.Thread(target=self._server.run)
-        self._thread.start()
-        while not self._server.started:
-            time.sleep(0.005)
-        self.port = self._server.servers[0].sockets[0].getsockname()[1]
-
-    def stop(self) -> None:
-        """Listen no more; streams break."""
-        self._server.should_exit = self._server.force_exit = True
-        self._thread.join()
-
-    @property
-    def url(self) -> str:
-        """Where it listens."""
-        return f"http://127.0.0.1:{self.port}"
-
-    def tell(self, job: str, n: int) -> None:
-        """Have some events happen."""
-        notebook = self.desk.archive.open(job)
-        for number in range(n):
-            notebook.note(Event(kind="evaluated", payload={"n": number}))
-        notebook.flush()
+from ratchet.testing_service import actor, data, request
+from ratchet.testing_serving import ServingThread
 
 
 @pytest.fixture
-def served(tmp_path: Path) -> Iterator[Served]:
-    served = Served(tmp_path / "home")
+def served(tmp_path: Path) -> Iterator[ServingThread]:
+    served = ServingThread(tmp_path / "home")
     served.start()
     yield served
     served.stop()
@@ -71,7 +31,7 @@ def mails(tmp_path: Path) -> Path:
     return file
 
 
-def test_a_request_goes_there_and_back(served: Served, mails: Path) -> None:
+def test_a_request_goes_there_and_back(served: ServingThread, mails: Path) -> None:
     with Client(served.url, key=served.key) as client:
         assert client.upload("mails", mails)["rows"] == 60
         assert client.keep_target("t", signature="a -> b")["version"] == 1
@@ -85,7 +45,7 @@ def test_a_request_goes_there_and_back(served: Served, mails: Path) -> None:
         assert [job["id"] for job in client.optimizations(status="cancelled")] == [jobs[0]["id"]]
 
 
-def test_a_refusal_is_the_error_it_is(served: Served, mails: Path) -> None:
+def test_a_refusal_is_the_error_it_is(served: ServingThread, mails: Path) -> None:
     with Client(served.url, key=served.key) as client:
         with pytest.raises(Missing, match="nothing"):
             client.optimization("nothing")
@@ -104,7 +64,7 @@ def test_a_refusal_is_the_error_it_is(served: Served, mails: Path) -> None:
         client.optimization("nothing")
 
 
-def test_events_come_in_order_and_once_though_the_server_is_started_again(served: Served, mails: Path) -> None:
+def test_events_come_in_order_and_once_though_the_server_is_started_again(served: ServingThread, mails: Path) -> None:
     with Client(served.url, key=served.key) as client:
         client.upload("mails", mails)
         job = client.optimize(**request())["id"]
@@ -123,7 +83,7 @@ def test_events_come_in_order_and_once_though_the_server_is_started_again(served
         assert [event.sequence for event in client.events(job, after=40)] == [41, 42]
 
 
-async def test_the_same_can_be_awaited(served: Served, mails: Path) -> None:
+async def test_the_same_can_be_awaited(served: ServingThread, mails: Path) -> None:
     async with AsyncClient(served.url, key=served.key) as client:
         await client.upload("mails", mails)
         await client.keep_target("t", signature="a -> b")

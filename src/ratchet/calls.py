@@ -137,6 +137,10 @@ def upload(name: str, file: str | Path) -> Call:
     return Call(method="POST", path=address("datasets"), params={"name": name}, headers=kind, content=path)
 
 
+def _expecting(tag: str | None) -> dict[str, str]:
+    return {} if tag is None else {"If-Match": tag}
+
+
 # --- answers ---------------------------------------------------------------------------------------------------------
 
 
@@ -155,6 +159,8 @@ def checked(response: httpx.Response) -> httpx.Response:
         first = {name: found[0].get(name) for name in ("field", "value", "remedy") if name in found[0]}
     except (ValueError, KeyError, TypeError, AttributeError):
         message, first = f"the server answered {response.status_code}", {}
+    if response.status_code == 404 and message == "Not Found":  # no route, rather than nothing under it
+        message = f"the server knows no {response.request.url.path}; it may be older than this client"
     kind = ERRORS.get(response.status_code, BadRequest if response.status_code < 500 else RatchetError)
     raise kind(message, status=response.status_code, **first)
 
@@ -245,7 +251,6 @@ class Listening:
 Answer = TypeVar("Answer", covariant=True)
 Content = TypeVar("Content", covariant=True)
 Items = TypeVar("Items", covariant=True)
-Stage = Literal["champion", "challenger", "history"]
 
 
 class Service(ABC, Generic[Answer, Content, Items]):
@@ -298,6 +303,11 @@ class Service(ABC, Generic[Answer, Content, Items]):
     def cancel(self, identity: str) -> Answer:
         """Stop it, soon."""
         return self.ask(call("POST", "optimizations", identity, "cancel"))
+
+    def fork(self, identity: str, *, idempotency_key: str | None = None, **changes: Any) -> Answer:
+        """Another one with other settings; ``changes`` has the fields of ``POST .../fork``."""
+        headers = {"Idempotency-Key": idempotency_key or uuid.uuid4().hex}
+        return self.ask(call("POST", "optimizations", identity, "fork", body=changes, headers=headers))
 
     def candidates(self, identity: str) -> Items:
         """Its candidates, in the order they were made."""
@@ -355,9 +365,22 @@ class Service(ABC, Generic[Answer, Content, Items]):
         """Versions of a target, or of all."""
         return self._items(call("GET", "versions", target=target))
 
-    def promote(self, version: str) -> Answer:
-        """The version, now the champion of its target."""
-        return self.ask(call("POST", "versions", version, "promote"))
+    def version(self, identity: str) -> Answer:
+        """One version."""
+        return self.ask(call("GET", "versions", identity))
+
+    def version_program(self, identity: str) -> Answer:
+        """The program that a version is."""
+        return self.ask(call("GET", "versions", identity, "program"))
+
+    def promote(self, version: str, *, if_match: str | None = None) -> Answer:
+        """The version, now the champion of its target; ``if_match`` is the ETag it must still have."""
+        return self.ask(call("POST", "versions", version, "promote", headers=_expecting(if_match)))
+
+    def rollback(self, version: str, *, if_match: str | None = None) -> Answer:
+        """The target's champion, after this version was taken back."""
+        headers = _expecting(if_match)
+        return self.ask(call("POST", "versions", version, "rollback", headers=headers, repeatable=False))
 
     # --- the house ---
 

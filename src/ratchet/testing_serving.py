@@ -1,4 +1,4 @@
-"""``ratchet serve`` in a process of its own, for tests.
+"""The service behind a real port, for tests: ``ratchet serve`` in a process of its own, or the app in a thread.
 
 with ServingProcess(home, lm_base=stub.base) as serving:
     with Client(serving.url, key=serving.key("developer")) as client:
@@ -11,19 +11,26 @@ import os
 import socket
 import subprocess
 import sys
+import threading
+import time
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import uvicorn
+
 from ratchet.bootstrap import open_archive
 from ratchet.calls import call
 from ratchet.client import Client
-from ratchet.core.access import Actor, Role
+from ratchet.core.access import Role
+from ratchet.engine.archive import Event
+from ratchet.service.app import create_app
 from ratchet.settings import Settings
 from ratchet.storage.audit import Audit
 from ratchet.storage.keys import Keys
+from ratchet.testing_service import Clock, RecordingQueue, actor, desk_in
 
 
 def free_port() -> int:
@@ -84,11 +91,46 @@ class ServingProcess:
         if (tenant, role) not in self._keys:
             archive = open_archive(Settings(home=self.home))
             keys = Keys(archive, Audit(archive, clock=lambda: datetime.now(UTC)))
-            actor = Actor(name="tests", tenant="default", role="admin", origin="a test")
-            self._keys[tenant, role] = keys.create(actor, name=role, tenant=tenant, role=role)[1]
+            self._keys[tenant, role] = keys.create(actor(), name=role, tenant=tenant, role=role)[1]
             archive.close()
         return self._keys[tenant, role]
 
     def environment_for(self, role: Role, **more: Any) -> dict[str, str]:
         """What a command needs to know to work on it."""
         return {"RATCHET_SERVER": self.url, "RATCHET_API_KEY": self.key(role), **more}
+
+
+class ServingThread:
+    """A service without a worker, on a free port, in a thread of this process."""
+
+    def __init__(self, folder: Path) -> None:
+        self.desk = desk_in(folder, queue=RecordingQueue(), clock=Clock())
+        _, self.key = self.desk.keys.create(actor(), name="tests", tenant="default", role="operator")
+        self.port = 0
+
+    def start(self) -> None:
+        """Listen; again on the same port."""
+        config = uvicorn.Config(create_app(self.desk), port=self.port, log_level="error", timeout_graceful_shutdown=1)
+        self._server = uvicorn.Server(config)
+        self._thread = threading.Thread(target=self._server.run)
+        self._thread.start()
+        while not self._server.started:
+            time.sleep(0.005)
+        self.port = self._server.servers[0].sockets[0].getsockname()[1]
+
+    def stop(self) -> None:
+        """Listen no more; streams break."""
+        self._server.should_exit = self._server.force_exit = True
+        self._thread.join()
+
+    @property
+    def url(self) -> str:
+        """Where it listens."""
+        return f"http://127.0.0.1:{self.port}"
+
+    def tell(self, job: str, n: int) -> None:
+        """Have some events happen."""
+        notebook = self.desk.archive.open(job)
+        for number in range(n):
+            notebook.note(Event(kind="evaluated", payload={"n": number}))
+        notebook.flush()

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from ratchet.cli import custom, flags, server, serving
+from ratchet.cli import agents, custom, flags, server, serving
 from ratchet.cli.begin import begin as _settings
 from ratchet.cli.begin import examples as _examples
 from ratchet.cli.begin import place
@@ -33,6 +33,7 @@ app.command("worker")(serving.worker)
 app.add_typer(serving.keys, name="keys")
 app.add_typer(serving.audit, name="audit")
 server.add_to(app)
+app.command("mcp", epilog=agents.EXAMPLES)(agents.mcp)
 
 
 def _version(wanted: bool) -> None:

@@ -25,8 +25,8 @@ KeyFile = Annotated[
 REMOTE = frozenset({"optimize", "list", "show", "resume", "status", "watch", "pause", "cancel"})
 """Commands that a server carries out."""
 
-HERE = frozenset({"verify", "models list", "models pull", "algorithms check"})
-"""Commands that do the same whether there is a server or not: they ask no database."""
+HERE = frozenset({"verify", "models list", "models pull", "algorithms check", "mcp"})
+"""Commands that are carried out here whether there is a server or not."""
 
 INSTEAD = {
     "evaluate": "a server only optimizes: its sealed test measures the program as it is, too",

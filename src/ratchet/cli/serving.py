@@ -15,13 +15,22 @@ keys = typer.Typer(no_args_is_help=True, help="API keys of the service.")
 audit = typer.Typer(no_args_is_help=True, help="The audit trail of the service.")
 
 
+def check_installed() -> None:
+    """Refuse to go on without what the service needs.
+
+    Raises:
+        BadRequest: a package is not there.
+    """
+    for package in ("dbos", "fastapi", "jwt", "prometheus_client", "psycopg", "uvicorn", "websockets"):
+        if find_spec(package) is None:
+            raise BadRequest(f"the service needs {package}; pip install 'dspy-ratchet[service]' brings all it needs")
+
+
 def _settings(ctx: typer.Context) -> Any:
     from ratchet.cli.noise import quiet
     from ratchet.settings import Settings, quiet_libraries
 
-    for package in ("dbos", "fastapi", "jwt", "prometheus_client", "psycopg", "uvicorn", "websockets"):
-        if find_spec(package) is None:
-            raise BadRequest(f"the service needs {package}; pip install 'dspy-ratchet[service]' brings all it needs")
+    check_installed()
     quiet_libraries()
     if not ctx.obj:
         quiet()

@@ -64,6 +64,8 @@ def key_for(settings: Settings) -> str:
     else:
         try:
             key = settings.key_file.read_text(encoding="utf-8").strip()
+            if settings.key_file.stat().st_mode & 0o077:
+                say(f"warning: others on this machine can read the key in {settings.key_file}; chmod 600 stops that")
         except (OSError, UnicodeDecodeError) as error:
             raise BadRequest(f"the key file {settings.key_file} cannot be read: {error}") from error
     if not key or not key.isascii() or not key.isprintable():

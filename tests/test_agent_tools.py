@@ -10,9 +10,10 @@ import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import httpx
+import httpx2
 import pytest
 from mcp import Client, StdioServerParameters
 from mcp.client.streamable_http import streamable_http_client
@@ -81,7 +82,7 @@ async def agent_of(server: Any) -> AsyncIterator[Agent]:
 # --- over standard input and output -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("role", get_args(Role))
+@pytest.mark.parametrize("role", ["viewer", "operator", "admin"])  # a developer does more, below
 async def test_an_agent_may_what_its_key_may(
     role: Role, serving: ServingProcess, stub: StubServer, tmp_path: Path
 ) -> None:
@@ -108,7 +109,7 @@ async def test_an_agent_may_what_its_key_may(
         assert len((await agent.does("list", status="cancelled", limit=1))["items"]) == 1
 
 
-async def test_an_agent_gets_from_examples_to_a_proof(
+async def test_an_agent_gets_from_examples_to_a_proof_and_is_told_what_it_does_wrong(
     serving: ServingProcess, stub: StubServer, tmp_path: Path
 ) -> None:
     async with agent_of(command(tmp_path, serving.environment_for("developer"))) as agent:
@@ -129,7 +130,7 @@ async def test_an_agent_gets_from_examples_to_a_proof(
         assert "modulo" in outcome.instructions["self"]
         assert outcome.certificate == f"{serving.url}/api/v1/optimizations/{begun['id']}/certificate"
         again = await agent.does(
-            "optimize", target=SIGNATURE, data="mails@1", lm="openai/stub", lm_base=stub.base, max_calls=5, max_usd=1.0
+            "optimize", target=SIGNATURE, data="mails@1", lm="openai/stub", lm_base=stub.base, max_calls=30
         )
         declined = await agent.does("status", id=again["id"], wait_seconds=60)
         assert declined["status"] == "declined"
@@ -139,23 +140,10 @@ async def test_an_agent_gets_from_examples_to_a_proof(
         ) * 3
 
 
-async def test_a_refusal_says_what_to_do(serving: ServingProcess, stub: StubServer, tmp_path: Path) -> None:
-    async with agent_of(command(tmp_path, serving.environment_for("developer"))) as agent:
-        assert "give max_calls (such as 400)" in await agent.is_told("optimize", target="a -> b", data="mails")
-        assert "give `rows`" in await agent.is_told("optimize", target="a -> b", max_calls=300)
-        assert "there is no" in await agent.is_told("optimize", target="a -> b", data="none", max_calls=300)
-        assert "row 2" in await agent.is_told("optimize", target="a -> b", rows=[{"a": 1}, {}], max_calls=300)
-        assert "there is no optimization 'none'" in await agent.is_told("status", id="none")
-        assert "less than or equal to 60" in await agent.is_told("status", id="none", wait_seconds=1000)
-        denied = await agent.is_told("optimize", target="os:system", rows=rows(40), max_calls=300)
-        assert "RATCHET_IMPORT_ALLOW" in denied
-        queued = await agent.optimize(stub.base)
-        assert "call status with id" in await agent.is_told("result", id=queued["id"])
-        await agent.does("cancel", id=queued["id"])
-
-
-async def test_every_argument_is_described(tmp_path: Path) -> None:
-    async with agent_of(tool_server(Door(url="http://127.0.0.1:9", key="k"), whose="")) as agent:
+async def test_every_argument_is_described() -> None:
+    busy = httpx.Response(503, headers={"Retry-After": "3600"}, json={"detail": "the database is away"})
+    door = Door(url="http://ratchet", key="k", transport=httpx.MockTransport(lambda asked: busy))
+    async with agent_of(tool_server(door, whose="")) as agent:
         for tool in (await agent.client.list_tools()).tools:
             assert tool.description
             assert tool.output_schema
@@ -170,18 +158,14 @@ async def test_every_argument_is_described(tmp_path: Path) -> None:
 async def test_without_a_server_the_tools_say_whose_role_they_have_on_this_machine(
     stub: StubServer, tmp_path: Path
 ) -> None:
-    environment = {"RATCHET_LM_BASES": stub.base}
-    async with agent_of(command(tmp_path, environment)) as agent:
+    async with agent_of(command(tmp_path, {"RATCHET_LM_BASES": stub.base})) as agent:
         said = str(agent.client.instructions)
         assert f"on this machine, in {tmp_path / 'home'}, as a developer of the tenant default" in said
         begun = await agent.optimize(stub.base)
         assert (await agent.does("status", id=begun["id"], wait_seconds=60))["status"] == "improved"
         assert (await agent.does("list"))["items"][0]["created_by"].endswith("(ratchet mcp)")
-    async with agent_of(command(tmp_path, environment, "--role", "viewer")) as agent:
-        assert [each["id"] for each in (await agent.does("list"))["items"]] == [begun["id"]]
-        assert "takes the role developer" in await agent.is_told("cancel", id=begun["id"])
     keys = CliRunner().invoke(app, ["keys", "list", "--json"], env={"RATCHET_HOME": str(tmp_path / "home")})
-    assert [key["role"] for key in json.loads(keys.stdout)] == ["developer", "viewer"]
+    assert [key["role"] for key in json.loads(keys.stdout)] == ["developer"]
     assert json.loads(keys.stdout)[0]["revoked_at"] is not None
 
 
@@ -202,7 +186,7 @@ async def test_over_http_each_caller_acts_with_the_key_it_brings(
         said = [process.stderr.readline(), process.stderr.readline()]
         assert "with the role of the key that each caller sends" in said[0]
         assert address in said[1]
-        await answers(address)
+        await until_it_listens(port)
         for role in ("developer", "viewer"):
             async with with_key(address, serving.key(role)) as agent:
                 if role == "viewer":
@@ -216,21 +200,18 @@ async def test_over_http_each_caller_acts_with_the_key_it_brings(
         process.communicate()
 
 
-async def answers(address: str) -> None:
-    """Wait until something answers there."""
-    async with httpx.AsyncClient() as client:
-        for _ in range(400):
-            try:
-                await client.get(address)
-                return
-            except httpx.TransportError:
-                await asyncio.sleep(0.05)
+async def until_it_listens(port: int) -> None:
+    for _ in range(400):
+        try:
+            _, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.close()
+            return
+        except OSError:
+            await asyncio.sleep(0.05)
 
 
 @asynccontextmanager
 async def with_key(address: str, key: str) -> AsyncIterator[Agent]:
-    import httpx2
-
     async with (
         httpx2.AsyncClient(headers={"Authorization": f"Bearer {key}"}) as http,
         agent_of(streamable_http_client(address, http_client=http)) as agent,

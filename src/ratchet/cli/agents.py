@@ -100,7 +100,7 @@ def _own_service(settings: Any, role: str) -> Iterator[tuple[Any, str]]:
         try:
             yield httpx.ASGITransport(create_app(desk)), text
         finally:
+            desk.keys.revoke(me, key.id)  # first: an agent that goes does not wait long for its tools to end
             worker.close(seconds=HANDOVER_SECONDS)
-            desk.keys.revoke(me, key.id)
     finally:
         desk.close()

@@ -8,20 +8,23 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Protocol
 
-from ratchet.admission import check_options, check_target
+from ratchet.admission import check_again, check_options, check_target
 from ratchet.core.access import Actor
 from ratchet.core.errors import BadRequest
 from ratchet.engine.archive import Event
 from ratchet.options import Options
-from ratchet.programs.datasets import read_rows
+from ratchet.programs.datasets import Splits, read_rows
+from ratchet.programs.journal import Fork
 from ratchet.programs.targets import resolve_target
 from ratchet.run import Given, new_run
 from ratchet.settings import Settings
 from ratchet.storage.audit import Audit, state_hash
+from ratchet.storage.forks import stages_before
 from ratchet.storage.jobs import Job, Jobs, Wanted
 from ratchet.storage.keys import Keys
 from ratchet.storage.shelf import Dataset, Shelf, StoredTarget
 from ratchet.storage.sql import SqlArchive
+from ratchet.storage.versions import Versions
 
 FILES: Mapping[str, str] = {
     "certificate": "certificate.json",
@@ -97,6 +100,7 @@ class Desk:
         self.keys = Keys(archive, self.audit)
         self.jobs = Jobs(archive, self.audit)
         self.shelf = Shelf(archive, self.audit)
+        self.versions = Versions(archive, self.audit)
         self.archive = archive
         self._queue = queue
 
@@ -151,6 +155,54 @@ class Desk:
             data={part: f"{dataset.name}@{dataset.version}" for part, dataset in sets.items()},
             priority=priority,
             repeat=repeat,
+        )
+        self._queue.enqueue(job)
+        return job
+
+    def fork(
+        self,
+        actor: Actor,
+        identity: str,
+        *,
+        changes: Mapping[str, Any],
+        from_stage: str | None = None,
+        priority: int = 100,
+        repeat_key: str | None = None,
+    ) -> Job:
+        """A new optimization of the same program on the same split data, with other settings.
+
+        A request that the first one has recorded a reply to is not sent again, and costs nothing.
+
+        Args:
+            changes: Fields of ``Options``.
+            from_stage: From this stage of the first one on its replies are not used; None for using all.
+            priority, repeat_key: As in ``optimize``.
+
+        Raises:
+            UserError: the request cannot be carried out; nothing was stored then.
+        """
+        first = self.jobs.find(actor.tenant, identity)
+        fingerprint = state_hash([identity, dict(changes), from_stage, priority]) or ""
+        repeat = None if repeat_key is None else (repeat_key, fingerprint)
+        known = repeat and self.jobs.repeated(actor.tenant, *repeat)
+        if known:
+            return self.jobs.find(actor.tenant, known)
+        asked = replace(Options.from_json(self.archive.find(identity).request["options"]), **changes)
+        check_again(asked, self.settings)
+        parts = self.archive.open(identity).examples()
+        splits = Splits(train=parts["train"], validation=parts["validation"], test=parts["test"])
+        fork = Fork(of=identity, stages=stages_before(self.archive, identity, from_stage))
+        run = new_run(asked, Given(splits=splits), self.settings, self.archive, status="queued", fork=fork)
+        run.notebook.note(Event(kind="queued", payload={"target": first.target, "by": actor.name, "fork": identity}))
+        run.notebook.flush()
+        job = self.jobs.submit(
+            actor,
+            run.id,
+            target=first.target,
+            data=first.data,
+            priority=priority,
+            repeat=repeat,
+            forked_from=identity,
         )
         self._queue.enqueue(job)
         return job

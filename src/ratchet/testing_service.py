@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -115,3 +116,43 @@ class House:
     def optimize(self, *, headers: dict[str, str] | None = None, tenant: str = "default", **more: Any) -> Any:
         """The response to a request to optimize."""
         return self.ask("POST", "/api/v1/optimize", json=request(**more), headers=headers or {}, tenant=tenant)
+
+    def job(self) -> str:
+        """The id of an optimization that waits, of a kept target."""
+        self.upload()
+        self.ask("POST", "/api/v1/targets", json={"name": "sorter", "signature": SIGNATURE})
+        return str(self.optimize(target={"id": "sorter"}).json()["id"])
+
+    def version(self) -> str:
+        """The id of a version of a kept target."""
+        who = actor("developer")
+        return self.desk.versions.register(who, target="sorter", optimization_id=self.job(), candidate="0" * 16).id
+
+
+def _dataset(house: House) -> list[str]:
+    return [house.upload().json()["id"], "mails", "mails@1"]
+
+
+def _target(house: House) -> list[str]:
+    kept = house.ask("POST", "/api/v1/targets", json={"name": "sorter", "signature": SIGNATURE})
+    return [kept.json()["id"], "sorter", "sorter@1"]
+
+
+MAKERS: Mapping[str, Callable[[House], list[str]]] = {
+    "optimizations": lambda house: [house.job()],
+    "datasets": _dataset,
+    "targets": _target,
+    "versions": lambda house: [house.version()],
+}
+"""What makes one thing of each kind in the tenant ``default``, by how its address begins; all ways to refer to it."""
+
+
+def addresses(house: House, path: str) -> list[str]:
+    """The address of a thing that was just made, in each way there is, for the template of a route with one parameter.
+
+    Raises:
+        KeyError: there is no maker for such a thing; add one to ``MAKERS``.
+    """
+    start, _, rest = path.partition("{")
+    kind, rest = start.removeprefix("/api/v1/").strip("/"), rest.partition("}")[2]
+    return [f"{start}{reference}{rest}" for reference in MAKERS[kind](house)]

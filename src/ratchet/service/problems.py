@@ -18,7 +18,9 @@ MEDIA_TYPE = "application/problem+json"
 CODES: tuple[tuple[type[errors.RatchetError], int], ...] = (
     (errors.Missing, 404),
     (errors.Denied, 403),
+    (errors.Stale, 412),
     (errors.Conflict, 409),
+    (errors.TooMany, 429),
     (errors.TooLarge, 413),
     (errors.UserError, 422),
     (errors.WorldFailure, 503),
@@ -31,10 +33,13 @@ TITLES: Mapping[int, str] = {
     403: "Not allowed",
     404: "Not found",
     405: "Method not allowed",
+    408: "Took too long to arrive",
     409: "Conflict",
+    412: "Changed meanwhile",
     413: "Too large",
     415: "Unknown kind of content",
     422: "The request cannot be used",
+    429: "Too many requests",
     500: "A bug of ours",
     503: "Not available now",
 }

@@ -187,6 +187,7 @@ class OptimizationOut(BaseModel):
     attempt: int
     seconds: float
     reason: str
+    forked_from: str | None = None
     result: dict[str, Any] | None = None
 
     @classmethod

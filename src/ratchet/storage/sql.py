@@ -173,7 +173,7 @@ class SqlArchive:
             sa.event.listen(self._engine, "connect", _tune_sqlite)
         with self._alone(), self._writing() as connection:
             metadata.create_all(connection)
-            _add_columns(connection)
+            _add_columns(connection, metadata)
         self._statements = _Statements(
             postgresql.insert if self._url.get_backend_name() == "postgresql" else sqlite.insert
         )
@@ -191,6 +191,7 @@ class SqlArchive:
         """Make ``tables`` where they are not there yet."""
         with self._alone(), self._writing() as connection:
             tables.create_all(connection)
+            _add_columns(connection, tables)
 
     def transaction(self) -> AbstractContextManager[sa.Connection]:
         """All or nothing of what is done in it.
@@ -616,9 +617,9 @@ class SqlNotebook:
             connection.execute(optimizations.update().where(optimizations.c.id == self._id).values(**values))
 
 
-def _add_columns(connection: sa.Connection) -> None:
+def _add_columns(connection: sa.Connection, tables: sa.MetaData) -> None:
     """Give a database of an earlier version the columns that came later; they may all be empty."""
-    for table in metadata.sorted_tables:
+    for table in tables.sorted_tables:
         there = {column["name"] for column in sa.inspect(connection).get_columns(table.name)}
         for column in table.columns:
             if column.name not in there:

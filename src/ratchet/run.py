@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import dspy
@@ -41,8 +42,10 @@ from ratchet.programs.lm import NamedLM, resolve_lm
 from ratchet.programs.loop import run
 from ratchet.programs.metrics import resolve_metric, user_metric
 from ratchet.programs.remote import RemoteAgent
+from ratchet.programs.remote_algorithm import Address
 from ratchet.programs.teleprompter import TELEPROMPTERS, compile_with
 from ratchet.settings import Settings, quiet_libraries
+from ratchet.storage.algorithms import addresses
 from ratchet.storage.forks import SqlHeritage
 from ratchet.storage.lessons import SqlLessons
 from ratchet.storage.memory import MemoryNotebook
@@ -90,11 +93,19 @@ def known_algorithms() -> tuple[str, ...]:
     return tuple(sorted((*NATIVE, *TELEPROMPTERS)))
 
 
-def prepare(options: Options, given: Given, settings: Settings, *, splits: Splits | None = None) -> Prepared:
+def prepare(
+    options: Options,
+    given: Given,
+    settings: Settings,
+    *,
+    splits: Splits | None = None,
+    addresses: Mapping[str, Address] = MappingProxyType({}),
+) -> Prepared:
     """Resolve every name in ``options``.
 
     Args:
         splits: The data as an earlier process had split it; None reads and splits the files.
+        addresses: Algorithms that were registered with the service.
 
     Raises:
         UserError: a name, a file or an option cannot be used.
@@ -107,7 +118,7 @@ def prepare(options: Options, given: Given, settings: Settings, *, splits: Split
     request = _request(options)
     if "surrogate" in request.algorithms:
         require_torch()
-    custom = _custom(request, given, settings)
+    custom = _custom(request, given, settings, addresses)
     target = (
         targets.Target(module=given.program, text=options.target)
         if given.program is not None
@@ -134,12 +145,14 @@ def prepare(options: Options, given: Given, settings: Settings, *, splits: Split
     )
 
 
-def _custom(request: OptimizationRequest, given: Given, settings: Settings) -> dict[str, catalogue.Custom]:
+def _custom(
+    request: OptimizationRequest, given: Given, settings: Settings, addresses: Mapping[str, Address]
+) -> dict[str, catalogue.Custom]:
     """The algorithms asked for that are not built in."""
     return {
         name: catalogue.Custom(name=name, source="an object of the caller", search=given.algorithms[name])
         if name in given.algorithms
-        else catalogue.find(name, settings)
+        else catalogue.find(name, settings, addresses)
         for name in request.algorithms
         if name not in known_algorithms()
     }
@@ -551,7 +564,7 @@ def new_run(
     Raises:
         UserError: the request cannot be carried out; nothing was stored then.
     """
-    prepared = prepare(options, given, settings)
+    prepared = prepare(options, given, settings, addresses=addresses(archive, options.tenant))
     if isinstance(prepared.target.module, RemoteAgent) and prepared.reflection is None:
         raise BadRequest("the texts of a remote agent are rewritten by an LM; name one with --reflection-lm")
     identity = identity or uuid.uuid4().hex[:12]
@@ -615,7 +628,7 @@ def resumed_run(
     fork = Fork.from_json(stored.request["fork"]) if "fork" in stored.request else None
     notes = () if fork is None else (f"it was forked from {fork.of}, whose sealed test has the same examples",)
     splits = Splits(train=parts["train"], validation=parts["validation"], test=parts["test"], notes=notes)
-    prepared = prepare(options, given, settings, splits=splits)
+    prepared = prepare(options, given, settings, splits=splits, addresses=addresses(archive, options.tenant))
     before, now = stored.request["identities"], identities(prepared)
     for name, value in now.items():
         if before.get(name) != value:

@@ -128,6 +128,11 @@ class House:
         who = actor("developer")
         return self.desk.versions.register(who, target="sorter", optimization_id=self.job(), candidate="0" * 16).id
 
+    def experiment(self) -> str:
+        """The id of an experiment between the program as it is and a version of it."""
+        arms = [{"version": each, "share": 0.5} for each in (None, self.version())]
+        return str(self.ask("POST", "/api/v1/experiments", json={"target": "sorter", "arms": arms}).json()["id"])
+
 
 def _dataset(house: House) -> list[str]:
     return [house.upload().json()["id"], "mails", "mails@1"]
@@ -143,6 +148,7 @@ MAKERS: Mapping[str, Callable[[House], list[str]]] = {
     "datasets": _dataset,
     "targets": _target,
     "versions": lambda house: [house.version()],
+    "experiments": lambda house: [house.experiment()],
 }
 """What makes one thing of each kind in the tenant ``default``, by how its address begins; all ways to refer to it."""
 

@@ -41,6 +41,13 @@ LEAST: dict[tuple[str, str], Role | None] = {
     ("GET", "/api/v1/versions/{identity}/program"): "viewer",
     ("POST", "/api/v1/versions/{identity}/promote"): "operator",
     ("POST", "/api/v1/versions/{identity}/rollback"): "operator",
+    ("GET", "/api/v1/algorithms"): "viewer",
+    ("POST", "/api/v1/algorithms/custom"): "operator",
+    ("GET", "/api/v1/algorithms/custom"): "viewer",
+    ("POST", "/api/v1/experiments"): "operator",
+    ("GET", "/api/v1/experiments"): "viewer",
+    ("GET", "/api/v1/experiments/{identity}"): "viewer",
+    ("GET", "/api/v1/analytics/performance"): "viewer",
     ("GET", "/api/v1/audit"): "operator",
     ("GET", "/metrics"): "operator",
     ("GET", "/healthz"): None,
@@ -117,7 +124,7 @@ def test_an_event_stream_of_another_tenant_is_not_there(house: House) -> None:
 
 def test_a_key_is_stored_as_a_hash_and_works_in_either_header(house: House) -> None:
     text = house.keys["default", "viewer"]
-    secret = text.rpartition("_")[2]
+    secret = text.split("_", 2)[2]
     assert secret.encode() not in b"".join(
         file.read_bytes() for file in house.desk.settings.home.rglob("*") if file.is_file()
     )

@@ -178,6 +178,7 @@ class SqlArchive:
             postgresql.insert if self._url.get_backend_name() == "postgresql" else sqlite.insert
         )
         self.claims = self._claims()
+        self._made: set[int] = set()
         self._many: dict[int, _ManyRows] = {}
         self.pen = Pen(self._transact)
         self._shared: OrderedDict[str, Reply] = OrderedDict()
@@ -189,9 +190,12 @@ class SqlArchive:
 
     def make(self, tables: sa.MetaData) -> None:
         """Make ``tables`` where they are not there yet."""
+        if id(tables) in self._made:
+            return
         with self._alone(), self._writing() as connection:
             tables.create_all(connection)
             _add_columns(connection, tables)
+        self._made.add(id(tables))
 
     def transaction(self) -> AbstractContextManager[sa.Connection]:
         """All or nothing of what is done in it.

@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
-from ratchet.service.routes import audit, datasets, live, optimizations, targets, versions
+from ratchet.service.routes import (
+    algorithms,
+    analytics,
+    audit,
+    datasets,
+    experiments,
+    live,
+    optimizations,
+    targets,
+    versions,
+)
 from ratchet.service.routes.common import PREFIX
 
 ROUTERS = (
@@ -12,6 +22,9 @@ ROUTERS = (
     datasets.router,
     targets.router,
     versions.router,
+    algorithms.router,
+    experiments.router,
+    analytics.router,
     audit.router,
 )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager, suppress
 from importlib.metadata import version
 from typing import Any
@@ -20,6 +20,8 @@ from ratchet.desk import Desk
 from ratchet.service import problems, routes, schemas
 from ratchet.service.access import Operator, TheDesk
 from ratchet.service.live import Pulse
+from ratchet.service.patience import Patience
+from ratchet.service.rates import Rates
 from ratchet.service.tokens import Tokens
 
 house = APIRouter()
@@ -60,6 +62,10 @@ class _Optimizations:
         yield family
 
 
+def _raw(headers: Mapping[str, str]) -> list[tuple[bytes, bytes]]:
+    return [(name.lower().encode(), value.encode()) for name, value in headers.items()]
+
+
 class Limits:
     """Refuses bodies that are too large, also when their length is not said; times what is answered.
 
@@ -87,6 +93,8 @@ class Limits:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
+                if (grant := scope.get("state", {}).get("grant")) is not None:
+                    message["headers"] = [*message["headers"], *_raw(grant.headers)]
             await send(message)
 
         upload = scope["method"] == "POST" and scope["path"] == UPLOAD
@@ -149,12 +157,14 @@ def create_app(desk: Desk, *, work: Callable[[], Any] | None = None, stop: Calla
     )
     app.state.desk = desk
     app.state.pulse = Pulse(desk)
+    app.state.rates = Rates()
     app.state.tokens = Tokens(desk.settings) if desk.settings.oidc_issuer else None
     registry = app.state.metrics = CollectorRegistry()
     registry.register(_Optimizations(desk))
     seconds = Histogram(
         "ratchet_http_seconds", "Seconds of requests.", ("route", "method", "status"), registry=registry
     )
+    app.add_middleware(Patience, seconds=desk.settings.request_seconds)
     app.add_middleware(Limits, max_bytes=int(desk.settings.max_body_kb * 1024), seconds=seconds)
     for router in (*routes.ROUTERS, house):
         app.include_router(router)

@@ -100,7 +100,8 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(errors.RatchetError)
     async def ours(request: Request, error: errors.RatchetError) -> JSONResponse:
-        return _response(of(error))
+        more = {"Retry-After": str(error.values["retry_after"])} if isinstance(error, errors.TooMany) else None
+        return _response(of(error), more)
 
     @app.exception_handler(Unauthenticated)
     async def unknown(request: Request, error: Unauthenticated) -> JSONResponse:

@@ -10,6 +10,8 @@ from typing import Annotated, Any
 from fastapi import Depends, Header, Request, Response
 from fastapi.routing import APIRoute
 
+from ratchet.service.patience import ShallowRequest
+
 _TAG = re.compile(r'(?:W/)?("[^"]*")')
 
 _IfNoneMatch = Annotated[
@@ -53,7 +55,11 @@ class TaggedRoute(APIRoute):
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         """What answers."""
-        answer = super().get_route_handler()
+        handler = super().get_route_handler()
+
+        async def answer(request: Request) -> Response:
+            return await handler(ShallowRequest(request.scope, request.receive))
+
         if not self._single:
             return answer
 

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from fastapi.testclient import TestClient
 
 from ratchet.core.access import Actor, Role
 from ratchet.desk import Desk
+from ratchet.service.app import create_app
 from ratchet.settings import Settings
 from ratchet.storage.jobs import Job
 from ratchet.storage.sql import SqlArchive
@@ -132,6 +134,21 @@ class House:
         """The id of an experiment between the program as it is and a version of it."""
         arms = [{"version": each, "share": 0.5} for each in (None, self.version())]
         return str(self.ask("POST", "/api/v1/experiments", json={"target": "sorter", "arms": arms}).json()["id"])
+
+
+@contextmanager
+def house_in(folder: Path, **settings: Any) -> Iterator[House]:
+    """A service without a worker, on a database in ``folder``."""
+    queue, clock = RecordingQueue(), Clock()
+    desk = desk_in(folder, queue=queue, clock=clock, **settings)
+    keys = {
+        (tenant, role): desk.keys.create(actor(), name=role, tenant=tenant, role=role)[1]
+        for tenant in ("default", "other")
+        for role in get_args(Role)
+    }
+    with TestClient(create_app(desk), raise_server_exceptions=False) as client:
+        yield House(desk, queue, clock, client, keys)
+    desk.close()
 
 
 def _dataset(house: House) -> list[str]:

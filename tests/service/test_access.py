@@ -68,7 +68,8 @@ def test_every_route_is_documented_with_its_role(method: str, path: str) -> None
 
 
 @pytest.mark.parametrize(("method", "path"), sorted(LEAST))
-def test_a_route_answers_those_whose_role_is_enough_and_nobody_else(house: House, method: str, path: str) -> None:
+def test_a_route_answers_those_whose_role_is_enough_and_nobody_else(town_house: House, method: str, path: str) -> None:
+    house = town_house
     least, address = LEAST[method, path], re.sub(r"\{\w+\}", "nothing", path)
     anonymous = house.client.request(method, address)
     if least is None:
@@ -86,7 +87,8 @@ def test_a_route_answers_those_whose_role_is_enough_and_nobody_else(house: House
 
 
 @pytest.mark.parametrize(("method", "path"), sorted(route for route in LEAST if "{" in route[1]))
-def test_another_tenants_thing_is_not_there_whatever_is_asked_of_it(house: House, method: str, path: str) -> None:
+def test_another_tenants_thing_is_not_there_whatever_is_asked_of_it(town_house: House, method: str, path: str) -> None:
+    house = town_house
     for address in addresses(house, path):
         answer = house.ask(method, address, tenant="other", json={} if method in ("POST", "PUT", "PATCH") else None)
         assert answer.status_code == 404, (address, answer.text)

@@ -9,11 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fastapi.testclient import TestClient
 
-from ratchet.service.app import create_app
 from ratchet.testing_algorithm import AlgorithmServer, JsonSearch, SpentError
-from ratchet.testing_service import Clock, House, RecordingQueue, actor, desk_in
+from ratchet.testing_service import House, house_in
 
 SECRET = "a shared secret"
 PATH = "/api/v1/algorithms/custom"
@@ -21,15 +19,8 @@ PATH = "/api/v1/algorithms/custom"
 
 @pytest.fixture
 def house(tmp_path: Path) -> Iterator[House]:
-    queue, clock = RecordingQueue(), Clock()
-    desk = desk_in(tmp_path, queue=queue, clock=clock, algorithm_hosts="127.0.0.1", algorithm_secret=SECRET)
-    keys = {
-        (tenant, "admin"): desk.keys.create(actor(), name="a", tenant=tenant, role="admin")[1]
-        for tenant in ("default", "other")
-    }
-    with TestClient(create_app(desk), raise_server_exceptions=False) as client:
-        yield House(desk, queue, clock, client, keys)  # type: ignore[arg-type]
-    desk.close()
+    with house_in(tmp_path, algorithm_hosts="127.0.0.1", algorithm_secret=SECRET) as house:
+        yield house
 
 
 def content(problem: dict[str, Any], rng: random.Random) -> JsonSearch:

@@ -38,7 +38,8 @@ def test_a_key_that_asks_too_often_is_told_when_to_come_back(house: House) -> No
 @given(st.integers(1, 200), st.lists(st.floats(0, 30), max_size=300))
 def test_in_no_minute_more_is_granted_than_a_full_bucket_and_what_flows_in(rate: int, pauses: list[float]) -> None:
     now = 0.0
-    rates, granted = Rates(clock=lambda: now), []
+    rates = Rates(clock=lambda: now)
+    granted: list[float] = []
     for pause in pauses:
         now += pause
         try:

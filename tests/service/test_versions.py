@@ -96,7 +96,7 @@ def test_a_fork_over_http_keeps_what_it_was_not_told_to_change(house: House) -> 
     first, second = (house.desk.archive.find(identity).request["options"] for identity in (job, fork))
     assert second == {**first, "seed": 5}
     assert house.queue.waiting == [(job, 1), (fork, 1)]
-    for body, field in (({"seed": None}, "body"), ({"from_stage": "x"}, "from_stage"), ({"lm": "x"}, "lm")):
+    for body, field in (({"seed": -1}, "seed"), ({"from_stage": "x"}, "from_stage"), ({"lm": "x"}, "lm")):
         refused = house.ask("POST", f"/api/v1/optimizations/{job}/fork", json=body)
         assert refused.status_code == 422
         assert refused.json()["errors"][0]["field"] == field

@@ -17,11 +17,12 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ratchet.desk import Desk
-from ratchet.service import problems, routes, schemas
+from ratchet.service import openapi, problems, routes, schemas
 from ratchet.service.access import Operator, TheDesk
 from ratchet.service.live import Pulse
 from ratchet.service.patience import Patience
 from ratchet.service.rates import Rates
+from ratchet.service.routes.common import refusals
 from ratchet.service.tokens import Tokens
 
 house = APIRouter()
@@ -36,14 +37,19 @@ def healthz() -> schemas.HealthOut:
     return schemas.HealthOut()
 
 
-@house.get("/readyz", tags=["house"], responses={503: {"model": schemas.ProblemOut}})
+@house.get("/readyz", tags=["house"], responses=refusals(503))
 def readyz(desk: TheDesk) -> schemas.HealthOut:
     """That the database answers."""
     desk.jobs.newest_place()
     return schemas.HealthOut()
 
 
-@house.get("/metrics", tags=["house"], response_class=Response, responses={200: {"content": {"text/plain": {}}}})
+@house.get(
+    "/metrics",
+    tags=["house"],
+    response_class=Response,
+    responses={200: {"content": {"text/plain": {}}}, **refusals(401, 403, 429)},
+)
 def metrics(request: Request, actor: Operator) -> Response:
     """Prometheus metrics."""
     content = generate_latest(request.app.state.metrics)
@@ -169,4 +175,5 @@ def create_app(desk: Desk, *, work: Callable[[], Any] | None = None, stop: Calla
     for router in (*routes.ROUTERS, house):
         app.include_router(router)
     problems.install(app)
+    openapi.install(app)
     return app

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Field
 
 from ratchet.service.schemas import Body, ObjectiveBody, Positive, Text
 
 LIMITS = {"max_calls": "max_calls", "max_usd": "max_usd", "min_improvement_threshold": "min_improvement"}
 """Constraints as a request names them, and as ``Options`` do."""
 
-AS_THEY_ARE = ("metric", "reflection_lm", "judge_lm", "success_at", "seed", "concurrency", "force")
+AS_THEY_ARE: tuple[str, ...] = ("metric", "reflection_lm", "judge_lm", "success_at", "seed", "concurrency", "force")
 
 
 class ForkLimits(Body):
@@ -24,7 +24,7 @@ class ForkLimits(Body):
 
 
 class ForkBody(Body):
-    """What shall be different; what is left out stays as it was."""
+    """What shall be different; what is left out stays as it was. Null takes a limit, or an LM of its own, away."""
 
     model_config = ConfigDict(
         json_schema_extra={"examples": [{"from_stage": "search", "seed": 1, "constraints": {"max_calls": 800}}, {}]}
@@ -45,18 +45,11 @@ class ForkBody(Body):
     force: bool | None = None
     priority: Annotated[int, Field(ge=1, le=1000, description="1 goes first.")] = 100
 
-    @model_validator(mode="after")
-    def no_nulls(self) -> ForkBody:
-        """Refuse null where leaving out is meant; only a limit can be taken away."""
-        for name in (*AS_THEY_ARE, "objectives", "algorithms"):
-            if name in self.model_fields_set and getattr(self, name) is None and not name.endswith("_lm"):
-                raise ValueError(f"{name} is null; leave it out to keep it as it was")
-        return self
-
     def changes(self) -> dict[str, Any]:
         """What the desk takes."""
         given, limits = self.model_fields_set, self.constraints
         found = {name: getattr(self, name) for name in AS_THEY_ARE if name in given}
+        found = {name: value for name, value in found.items() if value is not None or name.endswith("_lm")}
         if self.objectives is not None:
             found["objectives"] = tuple((each.metric, each.weight) for each in self.objectives)
         if self.algorithms is not None:

@@ -45,19 +45,26 @@ TITLES: Mapping[int, str] = {
 }
 
 
+UNLIKE = "Not as described"
+"""The title when a request does not fit the OpenAPI document; what fits can still be refused, for what it says."""
+
+
 class Unauthenticated(Exception):
     """No key was given, or none that holds."""
 
 
-def document(status: int, detail: str, *, errors: Sequence[Mapping[str, Any]] = ()) -> dict[str, Any]:
+def document(
+    status: int, detail: str, *, title: str | None = None, errors: Sequence[Mapping[str, Any]] = ()
+) -> dict[str, Any]:
     """A problem as JSON data.
 
     Args:
         status: The HTTP status.
         detail: What is wrong and how to mend it, in a sentence.
+        title: What kind of problem it is; that of its status if left out.
         errors: One of ``field``, ``value`` and ``remedy`` per field.
     """
-    title = TITLES.get(status, "Error")
+    title = title or TITLES.get(status, "Error")
     slug = title.lower().replace(" ", "-")
     found = {"type": f"urn:ratchet:problem:{slug}", "title": title, "status": status, "detail": detail}
     return {**found, **({"errors": list(errors)} if errors else {})}
@@ -118,7 +125,7 @@ def install(app: FastAPI) -> None:
             for each in error.errors()
         ]
         first = found[0]
-        return _response(document(422, f"{first['field']}: {first['remedy']}", errors=found))
+        return _response(document(422, f"{first['field']}: {first['remedy']}", title=UNLIKE, errors=found))
 
     @app.exception_handler(HTTPException)
     async def http(request: Request, error: HTTPException) -> JSONResponse:

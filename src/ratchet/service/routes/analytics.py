@@ -7,7 +7,7 @@ from datetime import UTC, timedelta
 from typing import Annotated, Literal
 
 from fastapi import Query
-from pydantic import AwareDatetime, BaseModel
+from pydantic import AwareDatetime, BaseModel, BeforeValidator
 
 from ratchet.core.errors import BadRequest
 from ratchet.service.access import TheDesk, Viewer
@@ -16,6 +16,16 @@ from ratchet.service.routes.common import new_router
 router = new_router("analytics")
 
 RECENT = timedelta(days=30)
+
+
+def _a_date(value: str) -> str:
+    """Refuse a number: Pydantic would take it for seconds, or milliseconds, since 1970."""
+    if "-" not in value.lstrip("-"):
+        raise ValueError("give a time such as 2026-01-31T12:00:00Z")
+    return value
+
+
+Time = Annotated[AwareDatetime, BeforeValidator(_a_date)]
 
 
 class MeanOut(BaseModel):
@@ -69,8 +79,8 @@ class AnalyticsOut(BaseModel):
 def performance(
     desk: TheDesk,
     actor: Viewer,
-    since: Annotated[AwareDatetime | None, Query(description="30 days before `until` if left out.")] = None,
-    until: Annotated[AwareDatetime | None, Query(description="Now if left out.")] = None,
+    since: Annotated[Time | None, Query(description="30 days before `until` if left out.")] = None,
+    until: Annotated[Time | None, Query(description="Now if left out.")] = None,
     target: Annotated[str | None, Query(max_length=100, description="The name of a target.")] = None,
     algorithm: Annotated[str | None, Query(max_length=500, description="As asked for; `+` between several.")] = None,
     window: Annotated[Literal["all", "month", "day"], Query(description="In one, or by month or day.")] = "all",

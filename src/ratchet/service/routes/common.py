@@ -14,15 +14,13 @@ Cursor = Annotated[str | None, Query(max_length=200, description="The `next` of 
 Limit = Annotated[int, Query(ge=1, le=500)]
 
 
-def _problems(*codes: int) -> dict[int | str, dict[str, Any]]:
-    return {
-        code: {"model": schemas.ProblemOut, "content": {problems.MEDIA_TYPE: {}}, "description": problems.TITLES[code]}
-        for code in codes
-    }
+def refusals(*codes: int) -> dict[int | str, dict[str, Any]]:
+    """How the OpenAPI document tells of problems with these statuses."""
+    return {code: {"model": schemas.ProblemOut, "description": problems.TITLES[code]} for code in codes}
 
 
-_PROBLEMS = _problems(400, 401, 403, 404, 409, 413, 422, 429, 503)
-CHANGED = _problems(412)
+_PROBLEMS = refusals(400, 401, 403, 404, 408, 409, 413, 422, 429, 503)
+CHANGED = refusals(412)
 """For routes that take `If-Match`."""
 
 

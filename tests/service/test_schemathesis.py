@@ -33,7 +33,7 @@ REFUSALS = ["2xx", "304", "401", "403", "404", "409", "412", "422"]
 
 @schemathesis.check
 def what_fits_the_document_is_not_refused_for_its_shape(
-    context: CheckContext, response: Response, case: Case[Any][Any]
+    context: CheckContext, response: Response, case: Case[Any]
 ) -> bool | None:
     if response.status_code != 422 or case.meta is None or not case.meta.generation.mode.is_positive:
         return None

@@ -125,6 +125,17 @@ def _check_state(program: Mapping[str, Any]) -> None:
             )
 
 
+def check_again(options: Options, settings: Settings) -> None:
+    """Refuse what was stored, or was changed since, when it may not be asked for any more.
+
+    Raises:
+        UserError: it may not.
+    """
+    if "->" not in options.target and not options.target.startswith("{"):
+        check_import(options.target, settings, field="target")
+    check_options(options, settings)
+
+
 def check_options(options: Options, settings: Settings) -> None:
     """Refuse a metric, an algorithm or an LM that reaches further than it may.
 

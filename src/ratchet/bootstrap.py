@@ -43,4 +43,4 @@ def new_worker(desk: Desk, settings: Settings, *, say: Callable[[str], None]) ->
     """A worker of this process, on the desk's own database."""
     from ratchet.workflows import Dispatcher, Worker
 
-    return Worker(settings, desk.archive, desk.jobs, Dispatcher(settings), say=say)
+    return Worker(settings, desk.archive, desk.jobs, desk.versions, Dispatcher(settings), say=say)

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import dspy
@@ -34,15 +35,18 @@ from ratchet.programs.dspy_program import DspyProgram, input_names, output_names
 from ratchet.programs.gateway import PACES, Gateway
 from ratchet.programs.gateway_lm import GatewayLM
 from ratchet.programs.identity import agent_identity, program_identity
-from ratchet.programs.journal import Role
+from ratchet.programs.journal import Fork, Heritage, Role
 from ratchet.programs.ledger import Halt, Limits
 from ratchet.programs.line import Line, Price
 from ratchet.programs.lm import NamedLM, resolve_lm
 from ratchet.programs.loop import run
 from ratchet.programs.metrics import resolve_metric, user_metric
 from ratchet.programs.remote import RemoteAgent
+from ratchet.programs.remote_algorithm import Address
 from ratchet.programs.teleprompter import TELEPROMPTERS, compile_with
 from ratchet.settings import Settings, quiet_libraries
+from ratchet.storage.algorithms import addresses
+from ratchet.storage.forks import SqlHeritage
 from ratchet.storage.lessons import SqlLessons
 from ratchet.storage.memory import MemoryNotebook
 from ratchet.storage.sql import SqlArchive
@@ -89,11 +93,19 @@ def known_algorithms() -> tuple[str, ...]:
     return tuple(sorted((*NATIVE, *TELEPROMPTERS)))
 
 
-def prepare(options: Options, given: Given, settings: Settings, *, splits: Splits | None = None) -> Prepared:
+def prepare(
+    options: Options,
+    given: Given,
+    settings: Settings,
+    *,
+    splits: Splits | None = None,
+    addresses: Mapping[str, Address] = MappingProxyType({}),
+) -> Prepared:
     """Resolve every name in ``options``.
 
     Args:
         splits: The data as an earlier process had split it; None reads and splits the files.
+        addresses: Algorithms that were registered with the service.
 
     Raises:
         UserError: a name, a file or an option cannot be used.
@@ -106,7 +118,7 @@ def prepare(options: Options, given: Given, settings: Settings, *, splits: Split
     request = _request(options)
     if "surrogate" in request.algorithms:
         require_torch()
-    custom = _custom(request, given, settings)
+    custom = _custom(request, given, settings, addresses)
     target = (
         targets.Target(module=given.program, text=options.target)
         if given.program is not None
@@ -133,12 +145,14 @@ def prepare(options: Options, given: Given, settings: Settings, *, splits: Split
     )
 
 
-def _custom(request: OptimizationRequest, given: Given, settings: Settings) -> dict[str, catalogue.Custom]:
+def _custom(
+    request: OptimizationRequest, given: Given, settings: Settings, addresses: Mapping[str, Address]
+) -> dict[str, catalogue.Custom]:
     """The algorithms asked for that are not built in."""
     return {
         name: catalogue.Custom(name=name, source="an object of the caller", search=given.algorithms[name])
         if name in given.algorithms
-        else catalogue.find(name, settings)
+        else catalogue.find(name, settings, addresses)
         for name in request.algorithms
         if name not in known_algorithms()
     }
@@ -244,6 +258,7 @@ class Run:
         emit: Told of every event.
         start: What it begins with of what was learned before.
         lessons: Where its own lesson is kept; None keeps none.
+        heritage: What another optimization paid for, and this one need not.
     """
 
     def __init__(
@@ -256,6 +271,7 @@ class Run:
         emit: Callable[[Event], None] = lambda event: None,
         start: Start | None = None,
         lessons: LessonStore | None = None,
+        heritage: Heritage | None = None,
     ) -> None:
         self.id = optimization_id
         self.start = start or Start(state="off")
@@ -285,6 +301,7 @@ class Run:
                 tokens_per_minute=options.tokens_per_minute,
                 **patience,
             ),
+            heritage=heritage,
         )
         named_lms: tuple[tuple[Role, NamedLM | None], ...] = (
             ("task", prepared.task),
@@ -534,6 +551,7 @@ def new_run(
     *,
     identity: str | None = None,
     status: Status = "running",
+    fork: Fork | None = None,
     emit: Callable[[Event], None] = lambda event: None,
 ) -> Run:
     """A new optimization, stored as ``status`` and ready to be executed.
@@ -541,18 +559,21 @@ def new_run(
     Args:
         identity: Its id; a new one where it is left out.
         status: How it is stored.
+        fork: What it was forked from; it begins with what that one had learned.
 
     Raises:
         UserError: the request cannot be carried out; nothing was stored then.
     """
-    prepared = prepare(options, given, settings)
+    prepared = prepare(options, given, settings, addresses=addresses(archive, options.tenant))
     if isinstance(prepared.target.module, RemoteAgent) and prepared.reflection is None:
         raise BadRequest("the texts of a remote agent are rewritten by an LM; name one with --reflection-lm")
     identity = identity or uuid.uuid4().hex[:12]
     # Built once before it is stored, so that a request that cannot work leaves nothing behind.
     tried = Run(prepared, MemoryNotebook(), optimization_id=identity, spent_seconds=0.0)
     lessons = SqlLessons(archive)
-    start = learned.start(tried, lessons)
+    start = (
+        learned.start(tried, lessons) if fork is None else Start.from_json(archive.find(fork.of).request.get("start"))
+    )
     notebook = archive.start(
         Optimization(
             id=identity,
@@ -563,12 +584,22 @@ def new_run(
                 "identities": identities(prepared),
                 "kind": "objects" if given.program is not None else "names",
                 "start": start.to_json(),
+                **({"fork": fork.to_json()} if fork is not None else {}),
             },
         )
     )
     splits = prepared.splits
     notebook.keep_examples({"train": splits.train, "validation": splits.validation, "test": splits.test})
-    return Run(prepared, notebook, optimization_id=identity, spent_seconds=0.0, emit=emit, start=start, lessons=lessons)
+    return Run(
+        prepared,
+        notebook,
+        optimization_id=identity,
+        spent_seconds=0.0,
+        emit=emit,
+        start=start,
+        lessons=lessons,
+        heritage=None if fork is None else SqlHeritage(archive, fork),
+    )
 
 
 def resumed_run(
@@ -594,8 +625,10 @@ def resumed_run(
     notebook = archive.open(stored.id)
     options = Options.from_json(stored.request["options"])
     parts = notebook.examples()
-    splits = Splits(train=parts["train"], validation=parts["validation"], test=parts["test"])
-    prepared = prepare(options, given, settings, splits=splits)
+    fork = Fork.from_json(stored.request["fork"]) if "fork" in stored.request else None
+    notes = () if fork is None else (f"it was forked from {fork.of}, whose sealed test has the same examples",)
+    splits = Splits(train=parts["train"], validation=parts["validation"], test=parts["test"], notes=notes)
+    prepared = prepare(options, given, settings, splits=splits, addresses=addresses(archive, options.tenant))
     before, now = stored.request["identities"], identities(prepared)
     for name, value in now.items():
         if before.get(name) != value:
@@ -611,6 +644,7 @@ def resumed_run(
         emit=emit,
         start=Start.from_json(stored.request.get("start")),
         lessons=SqlLessons(archive),
+        heritage=None if fork is None else SqlHeritage(archive, fork),
     )
 
 

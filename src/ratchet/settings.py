@@ -31,6 +31,8 @@ class Settings(BaseSettings):
         lm_bases: Addresses of LM servers that requests to the service may name, with commas between.
         max_upload_mb: The largest upload of a data set.
         max_body_kb: The largest body of any other request.
+        key_rate: Requests per minute of one key, at one server.
+        request_seconds: How long a request may take to arrive, and its answer to begin.
         oidc_issuer, oidc_audience, oidc_jwks: The identity provider whose tokens the service takes: ``iss``, ``aud``,
             and the address of its keys; no issuer takes none.
         oidc_role_claim, oidc_tenant_claim: The claims that say what the bearer may do, and whose things they see.
@@ -58,6 +60,8 @@ class Settings(BaseSettings):
     lm_bases: str = ""
     max_upload_mb: float = 64.0
     max_body_kb: float = 1024.0
+    key_rate: int = Field(default=6000, ge=1)
+    request_seconds: float = Field(default=300.0, gt=0)
     oidc_issuer: str = ""
     oidc_audience: str = ""
     oidc_jwks: str = ""

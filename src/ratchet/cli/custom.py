@@ -52,8 +52,8 @@ def add(
 ) -> None:
     """Give an algorithm behind a URL a name. Its host must be in RATCHET_ALGORITHM_HOSTS."""
     settings = begin(ctx)
-    from ratchet.catalogue import Address, AddressBook
-    from ratchet.programs.remote_algorithm import AllowedHosts
+    from ratchet.catalogue import AddressBook
+    from ratchet.programs.remote_algorithm import Address, AllowedHosts
 
     AllowedHosts.from_text(settings.algorithm_hosts).check(url)
     AddressBook(settings.home).add(name, Address(url=url, secret_env=secret_env))

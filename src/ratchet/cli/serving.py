@@ -70,6 +70,7 @@ def keys_create(
     role: Annotated[str, flags.flag("role", "viewer, developer, operator or admin.")] = "developer",
     tenant: Annotated[str, flags.flag("tenant", "Whose things it sees.")] = "default",
     days: Annotated[float | None, flags.flag("days", "Days until it expires; never if left out.", min=0.0001)] = None,
+    rate: Annotated[int | None, flags.flag("rate", "Requests a minute; RATCHET_KEY_RATE if left out.", min=1)] = None,
     json: flags.Json = False,
 ) -> None:
     """Make a key, and show it this once."""
@@ -83,7 +84,14 @@ def keys_create(
 
     desk = open_desk(settings)
     expires_at = None if days is None else desk.clock() + timedelta(days=days)
-    key, text = desk.keys.create(here("ratchet keys"), name=name, tenant=tenant, role=role, expires_at=expires_at)
+    key, text = desk.keys.create(
+        here("ratchet keys"),
+        name=name,
+        tenant=tenant,
+        role=role,
+        expires_at=expires_at,
+        requests_per_minute=rate,
+    )
     if json:
         print_json({**asdict(key), "key": text})
     else:

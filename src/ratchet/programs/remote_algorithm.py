@@ -58,6 +58,18 @@ def signature(secret: str, direction: str, timestamp: str, body: bytes) -> str:
     return hmac.new(secret.encode(), f"{direction}.{timestamp}.".encode() + body, hashlib.sha256).hexdigest()
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Address:
+    """A registered algorithm.
+
+    Attributes:
+        secret_env: The environment variable that holds its secret; None for ``RATCHET_ALGORITHM_SECRET``.
+    """
+
+    url: str
+    secret_env: str | None = None
+
+
 # --- where a message may go -------------------------------------------------------------------------------------------
 
 

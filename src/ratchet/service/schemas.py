@@ -7,7 +7,7 @@ import binascii
 from collections.abc import Mapping
 from typing import Annotated, Any, Generic, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field
 
 from ratchet.core.errors import BadRequest
 from ratchet.core.request import MetricName, Scope, TargetType
@@ -40,15 +40,14 @@ class TargetSpec(Body):
         str | None, Field(max_length=300, description="package.module:attribute, from an operator's list.")
     ] = None
 
-    @model_validator(mode="after")
-    def one_of_three(self) -> TargetSpec:
-        """Refuse none and more than one."""
-        if sum(each is not None for each in (self.signature, self.program, self.import_path)) != 1:
-            raise ValueError("give exactly one of signature, program and import_path")
-        return self
-
     def spec(self) -> dict[str, Any]:
-        """What the desk takes."""
+        """What the desk takes.
+
+        Raises:
+            BadRequest: it is built in no way, or in more than one.
+        """
+        if sum(each is not None for each in (self.signature, self.program, self.import_path)) != 1:
+            raise BadRequest("give exactly one of signature, program and import_path", field="signature")
         names = ("signature", "module", "instructions") if self.signature is not None else ("program", "import_path")
         return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
 
@@ -69,13 +68,6 @@ class TargetReference(Body):
     type: TargetType = "component"
     scope: Scope = "individual"
     spec: TargetSpec | None = None
-
-    @model_validator(mode="after")
-    def one_of_two(self) -> TargetReference:
-        """Refuse none and both."""
-        if (self.id is None) == (self.spec is None):
-            raise ValueError("give id or spec, one of them")
-        return self
 
 
 class ObjectiveBody(Body):
@@ -177,11 +169,17 @@ class OptimizeBody(Body):
         )
 
     def chosen_target(self) -> str | Mapping[str, Any]:
-        """What the desk takes."""
-        if self.target.spec is not None:
-            return self.target.spec.spec()
-        assert self.target.id is not None
-        return self.target.id
+        """What the desk takes.
+
+        Raises:
+            BadRequest: no target is named, or two are.
+        """
+        reference, spec = self.target.id, self.target.spec
+        if reference is not None and spec is None:
+            return reference
+        if spec is not None and reference is None:
+            return spec.spec()
+        raise BadRequest("give id or spec of the target, one of them", field="target")
 
     def sets(self) -> dict[str, str]:
         """What the desk takes."""
@@ -209,6 +207,7 @@ class OptimizationOut(BaseModel):
     attempt: int
     seconds: float
     reason: str
+    forked_from: str | None = None
     result: dict[str, Any] | None = None
     request: Annotated[
         dict[str, Any] | None, Field(description="All that was asked for; only where one optimization is asked for.")

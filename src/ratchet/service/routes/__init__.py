@@ -2,9 +2,30 @@
 
 from __future__ import annotations
 
-from ratchet.service.routes import audit, datasets, live, optimizations, targets
+from ratchet.service.routes import (
+    algorithms,
+    analytics,
+    audit,
+    datasets,
+    experiments,
+    live,
+    optimizations,
+    targets,
+    versions,
+)
 from ratchet.service.routes.common import PREFIX
 
-ROUTERS = (optimizations.router, live.router, live.sockets, datasets.router, targets.router, audit.router)
+ROUTERS = (
+    optimizations.router,
+    live.router,
+    live.sockets,
+    datasets.router,
+    targets.router,
+    versions.router,
+    algorithms.router,
+    experiments.router,
+    analytics.router,
+    audit.router,
+)
 
 __all__ = ["PREFIX", "ROUTERS"]

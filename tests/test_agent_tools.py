@@ -21,6 +21,7 @@ from typer.testing import CliRunner
 
 from ratchet.agent_tools import Door, Outcome, tool_server
 from ratchet.cli.app import app
+from ratchet.client import AsyncClient
 from ratchet.core.access import Role, allows
 from ratchet.testing_server import SIGNATURE, StubServer, rows
 from ratchet.testing_serving import ServingProcess, free_port
@@ -67,10 +68,10 @@ class Agent:
         assert found.is_error, found.structured_content
         return str(getattr(found.content[0], "text", ""))
 
-    async def optimize(self, base: str, **more: Any) -> dict[str, Any]:
+    async def optimize(self, base: str, *, target: str = SIGNATURE, **more: Any) -> dict[str, Any]:
         """An optimization of the stub's own task."""
         lm = {"lm": "openai/stub", "lm_base": base, "algorithms": ["gepa"]}
-        return await self.does("optimize", target=SIGNATURE, rows=rows(140), max_calls=300, **lm, **more)
+        return await self.does("optimize", target=target, rows=rows(140), max_calls=300, **lm, **more)
 
 
 @asynccontextmanager
@@ -113,7 +114,9 @@ async def test_an_agent_gets_from_examples_to_a_proof_and_is_told_what_it_does_w
     serving: ServingProcess, stub: StubServer, tmp_path: Path
 ) -> None:
     async with agent_of(command(tmp_path, serving.environment_for("developer"))) as agent:
-        begun = await agent.optimize(stub.base, data="mails")
+        async with AsyncClient(serving.url, key=serving.key("developer")) as client:
+            await client.keep_target("sorter", signature=SIGNATURE)
+        begun = await agent.optimize(stub.base, target="sorter", data="mails")
         assert begun["data"] == {"data": "mails@1"}
         assert begun["id"] in begun["next"]
         now = await agent.does("status", id=begun["id"], wait_seconds=60)
@@ -129,6 +132,14 @@ async def test_an_agent_gets_from_examples_to_a_proof_and_is_told_what_it_does_w
         assert outcome.optimized_quality - outcome.baseline_quality == pytest.approx(outcome.proof.effect)
         assert "modulo" in outcome.instructions["self"]
         assert outcome.certificate == f"{serving.url}/api/v1/optimizations/{begun['id']}/certificate"
+
+        (challenger,) = (await agent.does("versions", target="sorter"))["items"]
+        assert (challenger["optimization"], challenger["state"]) == (begun["id"], "challenger")
+        assert "takes the role operator" in await agent.is_told("promote", version=challenger["id"])
+        async with agent_of(tool_server(Door(url=serving.url, key=serving.key("operator")), whose="")) as operator:
+            champion = await operator.does("promote", version=begun["id"])
+            assert champion == {**challenger, "state": "champion"}
+
         again = await agent.does(
             "optimize", target=SIGNATURE, data="mails@1", lm="openai/stub", lm_base=stub.base, max_calls=30
         )
@@ -224,9 +235,10 @@ async def with_key(address: str, key: str) -> AsyncIterator[Agent]:
 VERSION = {
     "id": "v1",
     "target": "sorter",
-    "optimization_id": "o1",
+    "version": 1,
+    "optimization": "o1",
     "candidate": "c1",
-    "stage": "challenger",
+    "state": "challenger",
     "created_at": "2026-01-01T00:00:00+00:00",
 }
 
@@ -239,7 +251,7 @@ def versions(asked: httpx.Request) -> httpx.Response:
         case "GET", "/api/v1/versions":
             return httpx.Response(200, json={"items": [VERSION], "next": None})
         case "POST", "/api/v1/versions/v1/promote":
-            return httpx.Response(200, json={**VERSION, "stage": "champion"})
+            return httpx.Response(200, json={**VERSION, "state": "champion"})
     return httpx.Response(404, json={"detail": "there is no version"})
 
 
@@ -251,7 +263,7 @@ def tools_for(key: str) -> Any:
 async def test_a_version_is_promoted_by_its_id_or_by_its_optimization(named: str) -> None:
     async with agent_of(tools_for("operator")) as agent:
         assert (await agent.does("versions", target="sorter"))["items"] == [VERSION]
-        assert await agent.does("promote", version=named) == {**VERSION, "stage": "champion"}
+        assert await agent.does("promote", version=named) == {**VERSION, "state": "champion"}
 
 
 async def test_what_cannot_be_promoted_is_told() -> None:

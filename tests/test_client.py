@@ -15,7 +15,7 @@ import pytest
 
 from ratchet import AsyncClient, Client
 from ratchet.calls import PREFIX, call
-from ratchet.core.errors import BadRequest, Conflict, Denied, Missing, RatchetError, StorageUnavailable
+from ratchet.core.errors import BadRequest, Conflict, Denied, Missing, RatchetError, StorageUnavailable, TooMany
 from ratchet.service.app import create_app
 from ratchet.testing_service import actor, data, request
 from ratchet.testing_serving import ServingThread
@@ -163,6 +163,13 @@ ASKS: dict[str, Callable[[Any], Any]] = {
     "version_program": lambda client: client.version_program("v"),
     "promote": lambda client: client.promote("v", if_match='"1"'),
     "rollback": lambda client: client.rollback("v"),
+    "algorithms": lambda client: client.algorithms(),
+    "registered_algorithms": lambda client: client.registered_algorithms(),
+    "register_algorithm": lambda client: client.register_algorithm("climb", "https://a.example", secret_env="S"),
+    "experiments": lambda client: client.experiments(),
+    "experiment": lambda client: client.experiment("e"),
+    "plan_experiment": lambda client: client.plan_experiment(target="t", arms=[]),
+    "performance": lambda client: client.performance(target="t", window="day"),
     "audit": lambda client: client.audit(),
     "ask": lambda client: client.ask(call("GET", "openapi.json")),
 }
@@ -213,6 +220,17 @@ def test_every_route_has_a_method(served: ServingThread, mails: Path, monkeypatc
             if template.startswith(PREFIX):
                 pattern = re.sub(r"\{\w+\}", "[^/]+", template)
                 assert any(each == method.upper() and re.fullmatch(pattern, path) for each, path in asked), template
+
+
+def test_algorithms_experiments_and_figures_are_asked_for(served: ServingThread) -> None:
+    with Client(served.url, key=served.key) as client:
+        assert "gepa" in {each["name"] for each in client.algorithms()}
+        assert client.performance(window="month")["figures"] == []
+        assert list(client.experiments()) == list(client.registered_algorithms()) == list(client.versions()) == []
+        with pytest.raises(RatchetError, match="RATCHET_ALGORITHM_HOSTS"):
+            client.register_algorithm("climb", "https://algorithms.example.com/climb")
+        with pytest.raises(Missing):
+            client.plan_experiment(target="none", arms=[{"version": None, "share": 0.5}] * 2)
 
 
 def test_files_of_an_optimization_come_as_they_are(served: ServingThread, mails: Path) -> None:
@@ -280,7 +298,7 @@ def test_a_server_is_left_alone_for_as_long_as_it_asks() -> None:
         began = time.monotonic()
         assert client.optimization("a") == {"id": "a"}
         assert time.monotonic() - began >= 1
-        with pytest.raises(StorageUnavailable, match="an hour"):
+        with pytest.raises(TooMany, match="an hour"):
             client.optimization("a")
     assert len(asked) == 3
 

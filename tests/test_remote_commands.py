@@ -195,6 +195,16 @@ def does_cancel(ended: str) -> None:
     assert "improved already" in ratchet("cancel", ended, code=2).output
 
 
+def does_algorithms(ended: str) -> None:
+    assert {"portfolio", "gepa"} <= {each["name"] for each in json.loads(ratchet("algorithms", "--json").stdout)}
+    assert "built in" in ratchet("algorithms").stdout
+
+
+def does_add(ended: str) -> None:
+    refused = ratchet("algorithms", "add", "climb", "https://algorithms.example.com/climb", code=2).output
+    assert "takes the role operator" in refused
+
+
 DOES: dict[str, Callable[[str], None]] = {
     "list": does_list,
     "show": does_show,
@@ -204,6 +214,8 @@ DOES: dict[str, Callable[[str], None]] = {
     "optimize": does_optimize,
     "pause": does_pause,
     "cancel": does_cancel,
+    "algorithms": does_algorithms,
+    "algorithms add": does_add,
 }
 
 
@@ -388,7 +400,7 @@ def test_a_target_may_be_kept_or_saved_and_data_kept(quiet: tuple[ServingThread,
         (Options(target="a -> b", algorithms=("gepa", "climb.py:climb")), "the algorithm 'climb.py:climb' is code"),
         (Options(target="agent.yaml"), "spec of an agent"),
         (Options(target="none.json"), "cannot be read"),
-        (Options(target="a -> b", tenant="lab"), "--tenant 'lab'"),
+        (Options(target="a -> b", tenant="lab"), "--tenant 'lab' cannot be given: on a server it is that of the key"),
         (Options(target="a -> b", train="no/train.csv"), "--train no/train.csv"),
     ],
 )

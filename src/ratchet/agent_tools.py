@@ -26,7 +26,7 @@ from pydantic import BaseModel, Field
 
 from ratchet.calls import Json
 from ratchet.client import AsyncClient
-from ratchet.core.errors import Denied, Missing, RatchetError, StorageUnavailable
+from ratchet.core.errors import Denied, Missing, RatchetError, StorageUnavailable, TooMany
 
 LONGEST_WAIT_SECONDS = 60.0
 """A tool that waits answers after this at the latest; agents give up on tools that stay silent."""
@@ -126,9 +126,10 @@ class Version(BaseModel):
 
     id: str
     target: str
-    optimization_id: str
+    version: int
+    optimization: Annotated[str, Field(description="The id of the optimization that proved it.")]
     candidate: str
-    stage: str
+    state: Literal["challenger", "champion", "history"]
     created_at: str
 
 
@@ -190,7 +191,7 @@ def told(error: RatchetError) -> str:
     """
     if isinstance(error, Denied):
         return f"not allowed: {error}. Do not try again with this key."
-    if isinstance(error, StorageUnavailable):
+    if isinstance(error, StorageUnavailable | TooMany):
         return f"not available now: {error}. What was begun goes on; try again in a minute."
     field, remedy = error.values.get("field"), error.values.get("remedy")
     hint = f" (field {field}: {remedy})" if field and remedy and str(remedy) not in str(error) else ""
@@ -372,21 +373,12 @@ class Tools:
             try:
                 return _version(await client.promote(version))
             except Missing as error:
-                for_it = [each async for each in _of_optimization(client, version)]
+                for_it = [each async for each in client.versions() if each["optimization"] == version]
                 if not for_it:
                     raise Missing(
                         f"{error}. `versions` lists what can be promoted; only a proven gain of a kept target is there"
                     ) from error
                 return _version(await client.promote(for_it[0]["id"]))
-
-
-async def _of_optimization(client: AsyncClient, identity: str) -> AsyncIterator[Json]:
-    try:
-        async for each in client.versions():
-            if _version(each).optimization_id == identity:
-                yield each
-    except Missing:  # a server of before there were versions
-        return
 
 
 async def _keep(client: AsyncClient, name: str, rows: Sequence[Mapping[str, Any]]) -> str:
@@ -440,11 +432,7 @@ def _outcome(job: Json, url: str) -> Outcome:
 
 
 def _version(data: Mapping[str, Any]) -> Version:
-    return Version(
-        **{name: data[name] for name in ("id", "target", "candidate", "created_at")},
-        optimization_id=data.get("optimization_id") or data["optimization"],
-        stage=data.get("stage") or data["state"],
-    )
+    return Version(**{name: data[name] for name in Version.model_fields})
 
 
 _READS = ToolAnnotations(read_only_hint=True, open_world_hint=False)

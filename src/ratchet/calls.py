@@ -22,8 +22,10 @@ from ratchet.core.errors import (
     Denied,
     Missing,
     RatchetError,
+    Stale,
     StorageUnavailable,
     TooLarge,
+    TooMany,
 )
 
 PREFIX = "/api/v1"
@@ -49,9 +51,9 @@ ERRORS: Mapping[int, type[RatchetError]] = {
     403: Denied,
     404: Missing,
     409: Conflict,
-    412: Conflict,
+    412: Stale,
     413: TooLarge,
-    429: StorageUnavailable,
+    429: TooMany,
     502: StorageUnavailable,
     503: StorageUnavailable,
     504: StorageUnavailable,
@@ -166,8 +168,9 @@ def checked(response: httpx.Response) -> httpx.Response:
 
 
 def read_json(response: httpx.Response) -> Json:
-    """The answer as JSON data; nothing for an answer without a body."""
-    return cast(Json, checked(response).json() if checked(response).content else {})
+    """The answer as JSON data; nothing for one without a body, and one page for a list."""
+    data = checked(response).json() if checked(response).content else {}
+    return {"items": data, "next": None} if isinstance(data, list) else cast(Json, data)
 
 
 def unreachable(url: str, error: httpx.TransportError) -> StorageUnavailable:
@@ -381,6 +384,48 @@ class Service(ABC, Generic[Answer, Content, Items]):
         """The target's champion, after this version was taken back."""
         headers = _expecting(if_match)
         return self.ask(call("POST", "versions", version, "rollback", headers=headers, repeatable=False))
+
+    # --- algorithms ---
+
+    def algorithms(self) -> Items:
+        """The names that a request takes."""
+        return self._items(call("GET", "algorithms"))
+
+    def registered_algorithms(self) -> Items:
+        """The algorithms that operators registered, by name."""
+        return self._items(call("GET", "algorithms", "custom"))
+
+    def register_algorithm(self, name: str, url: str, *, secret_env: str | None = None) -> Answer:
+        """The algorithm behind ``url``, now called ``name``, with the promises it keeps."""
+        body = {"name": name, "url": url, **({} if secret_env is None else {"secret_env": secret_env})}
+        return self.ask(call("POST", "algorithms", "custom", body=body))
+
+    # --- experiments and figures ---
+
+    def experiments(self) -> Items:
+        """All experiments, the newest first."""
+        return self._items(call("GET", "experiments"))
+
+    def experiment(self, identity: str) -> Answer:
+        """One experiment."""
+        return self.ask(call("GET", "experiments", identity))
+
+    def plan_experiment(self, **experiment: Any) -> Answer:
+        """A new experiment; ``experiment`` has the fields of ``POST /api/v1/experiments``."""
+        return self.ask(call("POST", "experiments", body=experiment, repeatable=False))
+
+    def performance(
+        self,
+        *,
+        since: str | None = None,
+        until: str | None = None,
+        target: str | None = None,
+        algorithm: str | None = None,
+        window: Literal["all", "month", "day"] = "all",
+    ) -> Answer:
+        """How optimizations went: gains, spend, latency; times such as 2026-01-31T12:00:00Z."""
+        given: dict[str, Any] = {"since": since, "until": until, "target": target, "algorithm": algorithm}
+        return self.ask(call("GET", "analytics", "performance", window=window, **given))
 
     # --- the house ---
 

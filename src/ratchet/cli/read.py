@@ -10,7 +10,7 @@ from typing import Any
 from rich.markup import escape
 
 from ratchet.algorithms import NATIVE
-from ratchet.catalogue import listed
+from ratchet.catalogue import AddressBook, listed
 from ratchet.cli import render, work
 from ratchet.cli.errors import say
 from ratchet.cli.front import front_view
@@ -21,6 +21,7 @@ from ratchet.engine.archive import Optimization
 from ratchet.engine.report import Side
 from ratchet.options import AUTO, Options
 from ratchet.programs.lm import LOCAL_MODELS
+from ratchet.programs.remote_algorithm import Address, AllowedHosts
 from ratchet.programs.teleprompter import TELEPROMPTERS
 from ratchet.publish import measured, prompt_diff
 from ratchet.publish import verify as check
@@ -139,6 +140,13 @@ def algorithms(*, as_json: bool, settings: Settings) -> None:
         return
     for each in found:
         render.show(f"{each['name']:<30} {each['kind']:<8} {escape(each['what'])}")
+
+
+def add_algorithm(name: str, url: str, secret_env: str | None, settings: Settings) -> None:
+    """A name for an algorithm behind a URL."""
+    AllowedHosts.from_text(settings.algorithm_hosts).check(url)
+    AddressBook(settings.home).add(name, Address(url=url, secret_env=secret_env))
+    say(f"{name} stands for {url}; try it with: ratchet algorithms check {name}")
 
 
 def _first_sentence(text: str | None) -> str:

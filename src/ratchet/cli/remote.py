@@ -85,8 +85,13 @@ _NAMES = (
     *("force", "tune_tools", "minimise", "max_prompt_tokens", "warm_start", "learn_from", "lessons_may_quote"),
 )
 """Options that a server takes under the same name."""
-_ELSEWHERE = {"module", "instructions"}
-"""Options that are a part of the target."""
+_ELSEWHERE = frozenset(
+    {
+        *("target", "module", "instructions", "data", "train", "validation", "test", "algorithms", "objectives"),
+        *("max_minutes", "min_improvement", "max_calls", "max_usd", "fields"),
+    }
+)
+"""Options that it takes in another form."""
 
 
 def request(client: Client, options: Options) -> dict[str, Any]:
@@ -99,9 +104,11 @@ def request(client: Client, options: Options) -> dict[str, Any]:
     _refuse_code("metric", options.metric)
     for algorithm in options.algorithms:
         _refuse_code("algorithm", algorithm)
-    if options.tenant != Options(target="").tenant:
-        raise BadRequest(f"--tenant {options.tenant!r} cannot be chosen: on a server it is that of the key")
     standard = Options(target=options.target)
+    for name in (each.name for each in fields(Options)):
+        if name not in _ELSEWHERE and name not in _NAMES and getattr(options, name) != getattr(standard, name):
+            why = "on a server it is that of the key" if name == "tenant" else "a server does not take it"
+            raise BadRequest(f"--{name.replace('_', '-')} {getattr(options, name)!r} cannot be given: {why}")
     given = {name: getattr(options, name) for name in _NAMES if getattr(options, name) != getattr(standard, name)}
     return {
         **given,
@@ -394,6 +401,29 @@ def sides_of(client: Client, identity: str) -> Callable[[Any, Options], Any]:
         return before, after
 
     return sides
+
+
+def algorithms(*, as_json: bool, settings: Settings) -> None:
+    """The names that the server takes."""
+    from rich.markup import escape
+
+    from ratchet.cli import render
+
+    with client_of(settings) as client:
+        found = [*client.algorithms()]
+    if as_json:
+        _print_json(found)
+        return
+    for each in found:
+        render.show(f"{each['name']:<30} {each['kind']:<10} {escape(each['what'])}")
+
+
+def add_algorithm(name: str, url: str, secret_env: str | None, settings: Settings) -> None:
+    """An algorithm behind a URL, registered by an operator; the server tries it first."""
+    with client_of(settings) as client:
+        kept = client.register_algorithm(name, url, secret_env=secret_env)
+    weak = [promise["what"] for promise in kept["promises"] if not promise["kept"]]
+    say(f"{name} stands for {url} on {settings.server}" + (f"; it does not keep: {', '.join(weak)}" if weak else ""))
 
 
 def status(identity: str, *, as_json: bool, settings: Settings) -> None:

@@ -22,7 +22,12 @@ KeyFile = Annotated[
     flags.flag("key-file", "A file with the key for it; RATCHET_API_KEY if left out.", metavar="FILE"),
 ]
 
-REMOTE = frozenset({"optimize", "list", "show", "resume", "status", "watch", "pause", "cancel"})
+REMOTE = frozenset(
+    {
+        *("optimize", "list", "show", "resume", "status", "watch", "pause", "cancel"),
+        *("algorithms", "algorithms add"),
+    }
+)
 """Commands that a server carries out."""
 
 HERE = frozenset({"verify", "models list", "models pull", "algorithms check", "mcp"})
@@ -33,9 +38,7 @@ INSTEAD = {
     "compare": "ask for each algorithm with `ratchet optimize --algorithm NAME --seed 0`; `ratchet show` tells what "
     "each of them proved",
     "demo": "give the server a target and data: `ratchet optimize`",
-    "algorithms": "the names are those of this machine; a server says which it does not know",
-    "algorithms add": "whoever runs the server adds algorithms to it",
-    "algorithms remove": "whoever runs the server removes algorithms from it",
+    "algorithms remove": "a server keeps what was registered, so that what it was used for can be told",
     "lessons list": "a server keeps lessons to itself; each optimization of the same tenant begins with them",
     "lessons show": "a server keeps lessons to itself; each optimization of the same tenant begins with them",
     "lessons forget": "whoever runs the server does that, on its machine",

@@ -288,6 +288,13 @@ def test_a_file_is_sent_whole_again(mails: Path) -> None:
     assert [each.read() for each in asked][1:] == [mails.read_bytes()] * 2
 
 
+def test_what_is_to_be_done_with_personal_data_goes_along(mails: Path) -> None:
+    client, asked = answering(httpx.Response(201, json={}))
+    with client:
+        client.upload("mails", mails, privacy={"default": "redact", "names": ["Zoë"]})
+    assert json.loads(asked[0].headers["Ratchet-Privacy"]) == {"default": "redact", "names": ["Zoë"]}
+
+
 def test_a_server_is_left_alone_for_as_long_as_it_asks() -> None:
     client, asked = answering(
         httpx.Response(429, headers={"Retry-After": "1"}),

@@ -124,7 +124,7 @@ def call(
     )
 
 
-def upload(name: str, file: str | Path) -> Call:
+def upload(name: str, file: str | Path, privacy: Mapping[str, Any] | None = None) -> Call:
     """A data set to keep.
 
     Raises:
@@ -135,8 +135,10 @@ def upload(name: str, file: str | Path) -> Call:
         raise BadRequest(f"{path} is of a kind that is not taken; give one of {', '.join(KINDS)}")
     if not path.is_file():
         raise BadRequest(f"{path} is not there, or is no file")
-    kind = {"Content-Type": KINDS[path.suffix.lower()]}
-    return Call(method="POST", path=address("datasets"), params={"name": name}, headers=kind, content=path)
+    headers = {"Content-Type": KINDS[path.suffix.lower()]}
+    if privacy is not None:
+        headers["Ratchet-Privacy"] = json.dumps(privacy)
+    return Call(method="POST", path=address("datasets"), params={"name": name}, headers=headers, content=path)
 
 
 def _expecting(tag: str | None) -> dict[str, str]:
@@ -338,9 +340,13 @@ class Service(ABC, Generic[Answer, Content, Items]):
 
     # --- data sets and targets ---
 
-    def upload(self, name: str, file: str | Path) -> Answer:
-        """The data set that ``file`` became."""
-        return self.ask(upload(name, file))
+    def upload(self, name: str, file: str | Path, *, privacy: Mapping[str, Any] | None = None) -> Answer:
+        """The data set that ``file`` became.
+
+        Args:
+            privacy: What is done with personal data, such as ``{"default": "pseudonymise", "names": ["Jane Roe"]}``.
+        """
+        return self.ask(upload(name, file, privacy))
 
     def datasets(self) -> Items:
         """All data sets in all versions, the newest first."""

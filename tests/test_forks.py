@@ -60,7 +60,7 @@ def until_ended(desk: Desk, job: Job) -> Job:
 def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
     folder = tmp_path_factory.mktemp("forks")
     with StubServer() as stub:
-        settings = Settings(home=folder / "home", mlflow=False, lm_bases=stub.base)
+        settings = Settings(home=folder / "home", mlflow=False, lm_bases=stub.base, worker_slots=20)
         desk = Desk(settings, SqlArchive(settings.database), Dispatcher(settings), clock=Clock())
         file = folder / "mails.jsonl"
         file.write_bytes(data(140))
@@ -120,6 +120,14 @@ def test_a_fork_of_what_is_not_there_or_from_a_stage_that_was_not_is_refused(ben
     with pytest.raises(Conflict, match="another request"):
         bench.desk.fork(actor(), bench.first.id, changes={"seed": 2}, repeat_key="fork")
     bench.done(job)
+
+
+def test_an_optimization_keeps_to_its_share_of_the_slots(bench: Bench) -> None:
+    bench.stub.latency, bench.stub.most_at_once = 0.005, 0
+    fork = bench.fork(changes={"max_resource_usage": 0.1, "seed": 7, "concurrency": 64})
+    bench.stub.latency = 0.0
+    assert bench.sent(fork) > 20
+    assert bench.stub.most_at_once == 2
 
 
 def test_a_proven_winner_is_a_challenger_until_it_is_promoted_and_once_only(bench: Bench) -> None:

@@ -8,7 +8,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Protocol
 
-from ratchet.admission import check_again, check_options, check_target
+from ratchet.admission import check_again, check_options, check_target, within_share
 from ratchet.analytics.performance import Figures, Window, figures
 from ratchet.catalogue import BUILT_IN, any_search, check_name, listed
 from ratchet.check import check
@@ -152,6 +152,7 @@ class Desk:
         name, spec = ("inline", target) if isinstance(target, Mapping) else self._target(actor, target)
         asked = replace(options, tenant=actor.tenant, **check_target(spec, self.settings))
         check_options(asked, self.settings)
+        asked = within_share(asked, self.settings)
         if not data:
             raise BadRequest("no data was given; give data, or train, validation and test", field="data")
         sets = {part: self.shelf.dataset(actor.tenant, reference) for part, reference in data.items()}
@@ -200,6 +201,7 @@ class Desk:
             return self.jobs.find(actor.tenant, known)
         asked = replace(Options.from_json(self.archive.find(identity).request["options"]), **changes)
         check_again(asked, self.settings)
+        asked = within_share(asked, self.settings)
         parts = self.archive.open(identity).examples()
         splits = Splits(train=parts["train"], validation=parts["validation"], test=parts["test"])
         fork = Fork(of=identity, stages=stages_before(self.archive, identity, from_stage))

@@ -23,7 +23,7 @@ from ratchet.algorithms.surrogate import Embedder, device_for, require_torch, su
 from ratchet.analytics.knowledge import LessonStore, Start
 from ratchet.core.algorithm import Search
 from ratchet.core.errors import BadRequest, Cancelled, RatchetError, StorageUnavailable, UnknownName
-from ratchet.core.problem import Candidate, Example, Problem
+from ratchet.core.problem import Candidate, Example, Problem, content_hash
 from ratchet.core.request import Constraints, Objective, OptimizationRequest, Target
 from ratchet.core.result import OptimizationResult, Spend, Status
 from ratchet.engine.archive import Event, Notebook, Optimization
@@ -171,11 +171,15 @@ def _request(options: Options) -> OptimizationRequest:
         names += AUTO if name == "auto" else [name]
     return OptimizationRequest(
         target=Target(id=options.target),
-        objectives=tuple(Objective(metric=name, weight=weight) for name, weight in options.objectives),  # type: ignore[arg-type]
+        objectives=tuple(
+            Objective(metric=name, weight=weight, target_value=dict(options.target_values).get(name))  # type: ignore[arg-type]
+            for name, weight in options.objectives
+        ),
         algorithms=tuple(names),
         constraints=Constraints(
             max_optimization_time=options.max_minutes * 60,
             min_improvement_threshold=options.min_improvement,
+            max_resource_usage=options.max_resource_usage,
             max_calls=options.max_calls,
             max_usd=options.max_usd,
         ),
@@ -322,6 +326,7 @@ class Run:
                 labels=sorted(prepared.splits.train[0].labels),
                 outputs=output_names(prepared.target.module) or None,
                 judge_lm=self.judge,
+                rubric=prepared.options.rubric,
             )
             if isinstance(prepared.metric, str)
             else user_metric(prepared.metric)
@@ -651,13 +656,15 @@ def resumed_run(
 def identities(prepared: Prepared) -> dict[str, Any]:
     """Hashes and versions of all that a result depends on."""
     custom = {name: each.identity for name, each in prepared.custom.items()}
+    rubric = prepared.options.rubric
+    metric = prepared.metric if isinstance(prepared.metric, str) else user_metric(prepared.metric).name
     return {
         "program": program_identity(prepared.target.module, tune_tools=prepared.options.tune_tools),
         "data": dataset_hash(prepared.splits),
         "task_lm": prepared.task.identity if prepared.task else agent_identity(prepared.target.module),
         "reflection_lm": prepared.reflection.identity if prepared.reflection else None,
         "judge_lm": prepared.judge.identity if prepared.judge else None,
-        "metric": prepared.metric if isinstance(prepared.metric, str) else user_metric(prepared.metric).name,
+        "metric": metric if rubric is None else f"{metric} by rubric {content_hash(rubric)}",
         "versions": {name: importlib.metadata.version(name) for name in ("dspy-ratchet", "dspy", "gepa", "optuna")},
         **({"algorithms": custom} if custom else {}),
         **({"embedder": prepared.embedder} if "surrogate" in prepared.request.algorithms else {}),

@@ -27,6 +27,8 @@ class Settings(BaseSettings):
         worker_concurrency: Optimizations that one worker works on at once.
         tenant_concurrency: Optimizations of one tenant under way at once, over all workers.
         global_concurrency: Optimizations under way at once, over all workers and tenants.
+        worker_slots: LM requests that one worker is meant to have under way at once; optimizations ask for shares of
+            them.
         import_allow: What the service may import as a target or a metric, with commas between; ``app.*`` is all in it.
         lm_bases: Addresses of LM servers that requests to the service may name, with commas between.
         max_upload_mb: The largest upload of a data set.
@@ -56,6 +58,7 @@ class Settings(BaseSettings):
     worker_concurrency: int = 32
     tenant_concurrency: int = 16
     global_concurrency: int = 256
+    worker_slots: int = Field(default=256, ge=1)
     import_allow: str = ""
     lm_bases: str = ""
     max_upload_mb: float = 64.0

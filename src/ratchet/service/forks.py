@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from pydantic import ConfigDict, Field
 
-from ratchet.service.schemas import Body, ObjectiveBody, Positive, Text
+from ratchet.service.schemas import Body, ObjectiveBody, Positive, Text, target_values
 
 LIMITS = {"max_calls": "max_calls", "max_usd": "max_usd", "min_improvement_threshold": "min_improvement"}
 """Constraints as a request names them, and as ``Options`` do."""
@@ -19,6 +19,7 @@ class ForkLimits(Body):
 
     max_optimization_time: Annotated[float | None, Field(gt=0, le=604800, description="Seconds.")] = None
     min_improvement_threshold: Annotated[float | None, Field(ge=0, allow_inf_nan=False)] = None
+    max_resource_usage: Annotated[float | None, Field(gt=0, le=1, description="Share of a worker's slots.")] = None
     max_calls: Annotated[int | None, Field(gt=0, le=10_000_000)] = None
     max_usd: Positive | None = None
 
@@ -34,6 +35,7 @@ class ForkBody(Body):
         Field(description="From this stage on, replies of the first one are not used; left out, all of them are."),
     ] = None
     metric: Text | None = None
+    rubric: Annotated[str | None, Field(min_length=1, max_length=20000)] = None
     objectives: Annotated[list[ObjectiveBody] | None, Field(min_length=1, max_length=4)] = None
     algorithms: Annotated[list[Text] | None, Field(min_length=1, max_length=10)] = None
     constraints: ForkLimits = ForkLimits()
@@ -50,10 +52,15 @@ class ForkBody(Body):
         given, limits = self.model_fields_set, self.constraints
         found = {name: getattr(self, name) for name in AS_THEY_ARE if name in given}
         found = {name: value for name, value in found.items() if value is not None or name.endswith("_lm")}
+        if self.metric is not None or self.rubric is not None:  # a metric brings its rubric along, or has none
+            found["rubric"] = self.rubric
         if self.objectives is not None:
             found["objectives"] = tuple((each.metric, each.weight) for each in self.objectives)
+            found["target_values"] = target_values(self.objectives)
         if self.algorithms is not None:
             found["algorithms"] = tuple(self.algorithms)
+        if limits.max_resource_usage is not None:
+            found["max_resource_usage"] = limits.max_resource_usage
         if limits.max_optimization_time is not None:
             found["max_minutes"] = limits.max_optimization_time / 60
         for name, option in LIMITS.items():

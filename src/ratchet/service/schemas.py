@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Generic, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -75,6 +75,15 @@ class ObjectiveBody(Body):
 
     metric: MetricName
     weight: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.0
+    target_value: Annotated[
+        float | None,
+        Field(ge=0, allow_inf_nan=False, description="The search ends when this is reached: share, dollars or ms."),
+    ] = None
+
+
+def target_values(objectives: Sequence[ObjectiveBody]) -> tuple[tuple[str, float], ...]:
+    """What ``Options`` take."""
+    return tuple((each.metric, each.target_value) for each in objectives if each.target_value is not None)
 
 
 class ConstraintsBody(Body):
@@ -82,6 +91,7 @@ class ConstraintsBody(Body):
 
     max_optimization_time: Annotated[float, Field(gt=0, le=604800, description="Seconds.")] = 7200.0
     min_improvement_threshold: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.05
+    max_resource_usage: Annotated[float, Field(gt=0, le=1, description="Share of a worker's slots.")] = 0.2
     max_calls: Annotated[int | None, Field(gt=0, le=10_000_000)] = None
     max_usd: Positive | None = None
 
@@ -108,6 +118,9 @@ class OptimizeBody(Body):
     validation: Text | None = None
     test: Annotated[Text | None, Field(description="The sealed test.")] = None
     metric: Text = "exact_match"
+    rubric: Annotated[
+        str | None, Field(min_length=1, max_length=20000, description="What `llm_judge` grades by, in words.")
+    ] = None
     objectives: Annotated[list[ObjectiveBody], Field(min_length=1, max_length=4)] = [
         ObjectiveBody(metric="quality_score")
     ]
@@ -146,6 +159,7 @@ class OptimizeBody(Body):
         return Options(
             target="",
             metric=self.metric,
+            rubric=self.rubric,
             algorithms=tuple(self.algorithms),
             lm=self.lm,
             reflection_lm=self.reflection_lm,
@@ -159,6 +173,8 @@ class OptimizeBody(Body):
             max_minutes=limits.max_optimization_time / 60,
             min_improvement=limits.min_improvement_threshold,
             objectives=tuple((each.metric, each.weight) for each in self.objectives),
+            target_values=target_values(self.objectives),
+            max_resource_usage=limits.max_resource_usage,
             success_at=self.success_at,
             seed=self.seed,
             concurrency=self.concurrency,

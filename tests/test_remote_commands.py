@@ -334,7 +334,8 @@ def test_every_option_of_a_command_reaches_the_server(quiet: tuple[ServingThread
     options = Options(
         target=SIGNATURE,
         data="mails.jsonl",
-        metric="contains",
+        metric="llm_judge",
+        rubric="It sorts well.",
         algorithms=("gepa", "miprov2"),
         lm="openai/stub",
         reflection_lm="openai/big",
@@ -352,6 +353,8 @@ def test_every_option_of_a_command_reaches_the_server(quiet: tuple[ServingThread
         max_minutes=30.0,
         min_improvement=0.1,
         objectives=(("quality_score", 1.0), ("cost", 0.2)),
+        target_values=(("cost", 0.01),),
+        max_resource_usage=0.5,
         success_at=0.9,
         seed=5,
         concurrency=3,
@@ -388,6 +391,9 @@ def test_a_target_may_be_kept_or_saved_and_data_kept(quiet: tuple[ServingThread,
     assert request(client, Options(target="app.flow:program"))["target"] == {
         "spec": {"import_path": "app.flow:program"}
     }
+    Path("rubric.md").write_text("It is kind.")
+    judged = request(client, Options(target="a -> b", metric="llm_judge:rubric.md"))
+    assert (judged["metric"], judged["rubric"]) == ("llm_judge", "It is kind.")
     saved = request(client, Options(target="program.json"))["target"]
     assert saved == {"spec": {"program": {"ratchet": {"target": "a -> b"}}}}
 
@@ -400,6 +406,7 @@ def test_a_target_may_be_kept_or_saved_and_data_kept(quiet: tuple[ServingThread,
         (Options(target="a -> b", algorithms=("gepa", "climb.py:climb")), "the algorithm 'climb.py:climb' is code"),
         (Options(target="agent.yaml"), "spec of an agent"),
         (Options(target="none.json"), "cannot be read"),
+        (Options(target="a -> b", metric="llm_judge:none.md"), "none.md cannot be read"),
         (Options(target="a -> b", tenant="lab"), "--tenant 'lab' cannot be given: on a server it is that of the key"),
         (Options(target="a -> b", train="no/train.csv"), "--train no/train.csv"),
     ],

@@ -236,9 +236,13 @@ class Tools:
         metric: Annotated[
             str,
             Field(
-                description="exact_match, f1, numeric, contains, json_fields, multi_label, or an allowed import path."
+                description="exact_match, f1, numeric, contains, json_fields, multi_label, llm_judge, or an "
+                "import path that the operator allows."
             ),
         ] = "exact_match",
+        rubric: Annotated[
+            str | None, Field(description="With the metric llm_judge: what a good answer is, in words.")
+        ] = None,
         lm: Annotated[
             str | None, Field(description="The LM that runs the program.", examples=["openai/gpt-4.1-mini"])
         ] = None,
@@ -281,6 +285,7 @@ class Tools:
                 target=_target(target),
                 data=kept,
                 metric=metric,
+                rubric=rubric,
                 lm=lm,
                 reflection_lm=reflection_lm,
                 lm_base=lm_base,

@@ -80,7 +80,7 @@ def key_for(settings: Settings) -> str:
 # --- what is asked for -----------------------------------------------------------------------------------------------
 
 _NAMES = (
-    *("metric", "lm", "reflection_lm", "judge_lm", "lm_base", "adapter", "temperature", "max_tokens", "lm_timeout"),
+    *("lm", "reflection_lm", "judge_lm", "lm_base", "adapter", "temperature", "max_tokens", "lm_timeout"),
     *("price", "requests_per_minute", "tokens_per_minute", "share_replies", "success_at", "seed", "concurrency"),
     *("force", "tune_tools", "minimise", "max_prompt_tokens", "warm_start", "learn_from", "lessons_may_quote"),
 )
@@ -88,7 +88,8 @@ _NAMES = (
 _ELSEWHERE = frozenset(
     {
         *("target", "module", "instructions", "data", "train", "validation", "test", "algorithms", "objectives"),
-        *("max_minutes", "min_improvement", "max_calls", "max_usd", "fields"),
+        *("max_minutes", "min_improvement", "max_calls", "max_usd", "max_resource_usage", "target_values", "fields"),
+        *("metric", "rubric"),
     }
 )
 """Options that it takes in another form."""
@@ -109,15 +110,21 @@ def request(client: Client, options: Options) -> dict[str, Any]:
         if name not in _ELSEWHERE and name not in _NAMES and getattr(options, name) != getattr(standard, name):
             why = "on a server it is that of the key" if name == "tenant" else "a server does not take it"
             raise BadRequest(f"--{name.replace('_', '-')} {getattr(options, name)!r} cannot be given: {why}")
+    aims = dict(options.target_values)
     given = {name: getattr(options, name) for name in _NAMES if getattr(options, name) != getattr(standard, name)}
     return {
         **given,
         "target": _target(options),
         "algorithms": list(options.algorithms),
-        "objectives": [{"metric": metric, "weight": weight} for metric, weight in options.objectives],
+        **_metric(options),
+        "objectives": [
+            {"metric": metric, "weight": weight, **({"target_value": aims[metric]} if metric in aims else {})}
+            for metric, weight in options.objectives
+        ],
         "constraints": {
             "max_optimization_time": options.max_minutes * 60,
             "min_improvement_threshold": options.min_improvement,
+            "max_resource_usage": options.max_resource_usage,
             **({} if options.max_calls is None else {"max_calls": options.max_calls}),
             **({} if options.max_usd is None else {"max_usd": options.max_usd}),
         },
@@ -132,6 +139,16 @@ def _refuse_code(what: str, text: str) -> None:
             f"the {what} {text!r} is code of this machine, and none is sent to a server; have it installed there, "
             "put on RATCHET_IMPORT_ALLOW by whoever runs it, and name it as package.module:attribute"
         )
+
+
+def _metric(options: Options) -> dict[str, Any]:
+    name, _, file = options.metric.partition(":")
+    if name != "llm_judge" or options.rubric is not None:
+        return {"metric": options.metric, **({} if options.rubric is None else {"rubric": options.rubric})}
+    try:
+        return {"metric": name, "rubric": Path(file).expanduser().read_text(encoding="utf-8-sig")}
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadRequest(f"the metric {options.metric}: {file or 'no file'} cannot be read: {error}") from error
 
 
 def _target(options: Options) -> dict[str, Any]:

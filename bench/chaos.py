@@ -40,8 +40,8 @@ from typing import Any
 
 from bench.sheet import Bar, conclude, say, size_of, table
 from bench.stub import Outage, StubProcess, Weather
-from ratchet.testing_runs import essence
-from ratchet.testing_server import SIGNATURE, rows
+from ratchet.testing.lm_server import SIGNATURE, rows
+from ratchet.testing.runs import essence
 
 ALGORITHMS = (
     *("bootstrap", "dspy.gepa", "gepa", "dspy.miprov2"),

@@ -33,8 +33,8 @@ from websockets.asyncio.client import connect
 from bench.sheet import Bar, conclude, say, size_of, table
 from bench.stub import StubProcess, Weather
 from ratchet.client import AsyncClient
-from ratchet.testing_postgres import PostgresServer
-from ratchet.testing_service import data, request
+from ratchet.testing.postgres import PostgresServer
+from ratchet.testing.service import data, request
 
 LISTENERS, CALLS, LATENCY = 50, 120, 0.5
 

@@ -27,7 +27,7 @@ from typing import Any
 
 from bench.sheet import Bar, Spread, conclude, say, size_of, table
 from bench.stub import StubProcess
-from ratchet.testing_server import LABELS, SIGNATURE, rows
+from ratchet.testing.lm_server import LABELS, SIGNATURE, rows
 
 MOST_MB = 400
 MOST_SECONDS = 3.0

@@ -19,7 +19,7 @@ from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 
 from ratchet.run import known_algorithms
-from ratchet.testing_runs import HOPELESS, hopeless_run
+from ratchet.testing.runs import HOPELESS, hopeless_run
 
 
 def outcome(algorithm: str, depends_on: str, max_calls: int, seed: int) -> tuple[str, bool]:

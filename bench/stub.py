@@ -1,4 +1,4 @@
-"""A stub LM in a process of its own: the rule of ``ratchet.testing_server`` behind slots, latency and bad weather.
+"""A stub LM in a process of its own: the rule of ``ratchet.testing.lm_server`` behind slots, latency and bad weather.
 
     python -m bench.stub --latency 0.3 --jitter 0.3 --slots 64
     python -m bench.stub --rate-429 0.2 --retry-after 0.2 --rate-timeout 0.05 --outage 60,20 --outage 200,20,503
@@ -33,7 +33,7 @@ import orjson
 from aiohttp import web
 from aiohttp.web_request import BaseRequest
 
-from ratchet.testing_server import _error, completion, reply, share
+from ratchet.testing.lm_server import _error, completion, reply, share
 
 GARBAGE = "%% nothing of use %%"
 FOREVER = 10.0**9

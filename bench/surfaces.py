@@ -30,16 +30,18 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import optuna
 
+from bench.record import read
 from bench.sheet import Bar, conclude, say, size_of, table
 from ratchet.algorithms.capo import Recombining, evolve
 from ratchet.algorithms.deep_kernel import Fit
 from ratchet.algorithms.demos import spread
-from ratchet.algorithms.miprov2 import Plan, Space, search
+from ratchet.algorithms.miprov2 import Plan, Space, search, turned
 from ratchet.algorithms.scoreboard import Scoreboard
 from ratchet.algorithms.surrogate import Model, hashed_ngrams, hyperband
 from ratchet.core.algorithm import Algorithm, Steps
@@ -125,9 +127,33 @@ class Surface:
         return float(self.scores.mean(axis=2).max())
 
 
+RECORDED = Path(__file__).parent / "recorded"
+"""Surfaces that were measured with a real LM by ``bench/record.py``."""
+
+
 @lru_cache(maxsize=4)
-def recorded(kind: str, seed: int) -> Surface:
-    """The surface of ``kind`` with this seed."""
+def surface_of(kind: str, seed: int) -> Surface:
+    """The surface of ``kind`` with this seed; of a measured one the order of its options and examples."""
+    return drawn(kind, seed) if kind in KINDS else shuffled(read(RECORDED / f"{kind}.json").array(), seed)
+
+
+def shuffled(scores: np.ndarray[Any, np.dtype[np.float64]], seed: int) -> Surface:
+    """``scores`` with options and examples in another order, the seed's own options first; texts tell nothing."""
+    rng = np.random.default_rng(seed)
+    n_instructions, n_demos, n_examples = scores.shape
+    instructions = [0, *(1 + rng.permutation(n_instructions - 1))]
+    demos = [0, *(1 + rng.permutation(n_demos - 1))]
+    return Surface(
+        instructions=tuple(
+            f"Label it. {' '.join(WORDS[(7 * at + k) % len(WORDS)] for k in range(6))}" for at in instructions
+        ),
+        demos=((), *(({"text": WORDS[at % len(WORDS)], "label": f"set {at}"},) for at in demos[1:])),
+        scores=scores[instructions][:, demos][:, :, rng.permutation(n_examples)],
+    )
+
+
+def drawn(kind: str, seed: int) -> Surface:
+    """A synthetic surface."""
     rules, rng = KINDS[kind], np.random.default_rng([seed, *kind.encode()])
     words = random.Random(f"{kind} {seed}")
     sizes = (rules.instructions, rules.demos)
@@ -167,7 +193,7 @@ def recorded(kind: str, seed: int) -> Surface:
 class Recording(SyntheticProblem):
     """A problem whose runs are looked up in a surface."""
 
-    surface: Surface = field(default_factory=lambda: recorded("medium", 0))
+    surface: Surface = field(default_factory=lambda: surface_of("medium", 0))
 
     def __post_init__(self) -> None:
         surface = self.surface
@@ -176,7 +202,7 @@ class Recording(SyntheticProblem):
             for i, text in enumerate(surface.instructions)
             for j, demos in enumerate(map(str, surface.demos))
         }
-        self.examples = [Example(inputs={"text": f"{n}"}, labels={}) for n in range(N_EXAMPLES)]
+        self.examples = [Example(inputs={"text": f"{n}"}, labels={}) for n in range(surface.scores.shape[2])]
         self.number = {example: n for n, example in enumerate(self.examples)}
 
     @property
@@ -223,7 +249,8 @@ def by_surrogate(board: Scoreboard, space: Space, order: Sequence[Example], rng:
 
 def by_miprov2(board: Scoreboard, space: Space, order: Sequence[Example], rng: random.Random) -> Steps[None]:
     """Random effects and growing minibatches."""
-    yield from search(board, space, [], Plan.of(board.problem, runs=board.runs_left), order, rng=rng)
+    plan = Plan.of(board.problem, runs=board.runs_left)
+    yield from search(board, space, [], plan, order, turned(board, plan, order), rng=rng)
 
 
 def by_tpe(board: Scoreboard, space: Space, order: Sequence[Example], rng: random.Random) -> Steps[None]:
@@ -317,7 +344,7 @@ class Outcome:
 
 def play(name: str, kind: str, seed: int, runs: int, until_held: bool) -> Outcome:
     """One search of ``runs`` evaluations; ``until_held`` ends it as soon as it holds a good one."""
-    toy = Recording(surface=recorded(kind, seed), runs=runs)
+    toy = Recording(surface=surface_of(kind, seed), runs=runs)
     held: list[int] = []
     began = time.process_time()
 

@@ -44,7 +44,7 @@ from ratchet.programs.dspy_program import plain
 from ratchet.run import Given, Run, new_run, prepare
 from ratchet.settings import Settings, quiet_libraries
 from ratchet.storage.memory import MemoryNotebook
-from ratchet.testing_server import SIGNATURE, rows
+from ratchet.testing.lm_server import SIGNATURE, rows
 
 THREADS = (1, 2, 4, 8, 16)
 WARM = 24

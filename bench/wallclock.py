@@ -41,7 +41,7 @@ from bench.sheet import Bar, Spread, conclude, say, size_of, table
 from bench.stub import StubProcess, Weather
 from ratchet.core.statistics import Comparison, compare_paired
 from ratchet.settings import quiet_libraries
-from ratchet.testing_server import SIGNATURE, reply, rows
+from ratchet.testing.lm_server import SIGNATURE, reply, rows
 
 TRAIN, VALIDATION, TEST = 100, 100, 400
 """Examples; the sealed test is ours alone, and the budget decides how much of it is used."""

@@ -23,8 +23,8 @@ from ratchet.agent_tools import Door, Outcome, tool_server
 from ratchet.cli.app import app
 from ratchet.client import AsyncClient
 from ratchet.core.access import Role, allows
-from ratchet.testing_server import SIGNATURE, StubServer, rows
-from ratchet.testing_serving import ServingProcess, free_port
+from ratchet.testing.lm_server import SIGNATURE, StubServer, rows
+from ratchet.testing.serving import ServingProcess, free_port
 
 TOOLS = {"optimize", "status", "result", "list", "cancel", "versions", "promote"}
 

@@ -15,7 +15,7 @@ import bench.stub
 import pytest
 from bench.stub import GARBAGE, Outage, StubProcess, Weather
 
-from ratchet.testing_server import reply
+from ratchet.testing.lm_server import reply
 
 
 def body(case: int) -> dict[str, object]:

@@ -21,8 +21,8 @@ from ratchet.core.algorithm import generate
 from ratchet.core.errors import BadRequest, BrokenContract, BrokenProtocol, StorageUnavailable, UnknownName
 from ratchet.programs.remote_algorithm import Address
 from ratchet.settings import Settings
-from ratchet.testing_algorithm import AlgorithmServer
-from ratchet.testing_server import MAGIC, SIGNATURE, StubServer, rows
+from ratchet.testing.algorithm_server import AlgorithmServer
+from ratchet.testing.lm_server import MAGIC, SIGNATURE, StubServer, rows
 
 GOOD = f"""
 def by_hand(problem, *, rng):

@@ -15,7 +15,7 @@ from ratchet.check import GAIN, Promise, check
 from ratchet.cli.app import app
 from ratchet.core.algorithm import Generate, evaluate, generate
 from ratchet.core.problem import PredictorState
-from ratchet.testing_algorithm import AlgorithmServer
+from ratchet.testing.algorithm_server import AlgorithmServer
 
 
 @pytest.fixture(autouse=True)

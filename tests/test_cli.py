@@ -19,7 +19,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from ratchet.cli.app import app
-from ratchet.testing_server import MAGIC, SIGNATURE, StubServer, rows
+from ratchet.testing.lm_server import MAGIC, SIGNATURE, StubServer, rows
 
 COMMANDS = ("optimize", "evaluate", "list", "show", "resume", "verify", "algorithms", "demo")
 FILES = {"result.json", "program.json", "certificate.json", "report.html"}

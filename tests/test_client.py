@@ -17,8 +17,8 @@ from ratchet import AsyncClient, Client
 from ratchet.calls import PREFIX, call
 from ratchet.core.errors import BadRequest, Conflict, Denied, Missing, RatchetError, StorageUnavailable, TooMany
 from ratchet.service.app import create_app
-from ratchet.testing_service import actor, data, request
-from ratchet.testing_serving import ServingThread
+from ratchet.testing.service import actor, data, request
+from ratchet.testing.serving import ServingThread
 
 
 @pytest.fixture

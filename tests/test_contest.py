@@ -24,8 +24,8 @@ from ratchet.core.errors import BadRequest, LmUnavailable, RatchetError, Unknown
 from ratchet.core.evaluation import Evaluation, Evaluations
 from ratchet.core.problem import Example
 from ratchet.core.statistics import compare_paired, holm
-from ratchet.testing_algorithm import AlgorithmServer
-from ratchet.testing_server import SIGNATURE, StubServer, rows
+from ratchet.testing.algorithm_server import AlgorithmServer
+from ratchet.testing.lm_server import SIGNATURE, StubServer, rows
 
 
 @pytest.fixture(autouse=True)

@@ -11,7 +11,7 @@ import pytest
 
 import ratchet
 from ratchet.core.errors import BadRequest
-from ratchet.testing_server import SIGNATURE, StubServer, rows
+from ratchet.testing.lm_server import SIGNATURE, StubServer, rows
 
 
 @pytest.fixture(autouse=True)

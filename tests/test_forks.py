@@ -16,9 +16,9 @@ from ratchet.options import Options
 from ratchet.settings import Settings
 from ratchet.storage.jobs import Job
 from ratchet.storage.sql import SqlArchive
-from ratchet.testing_runs import essence
-from ratchet.testing_server import SIGNATURE, StubServer
-from ratchet.testing_service import Clock, actor, data
+from ratchet.testing.lm_server import SIGNATURE, StubServer
+from ratchet.testing.runs import essence
+from ratchet.testing.service import Clock, actor, data
 from ratchet.workflows import Dispatcher
 
 

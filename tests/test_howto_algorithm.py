@@ -24,7 +24,7 @@ from ratchet.core.algorithm import Evaluate
 from ratchet.core.evaluation import Evaluation, Evaluations, Step, Usage
 from ratchet.core.problem import Budget, Candidate, Example, FieldSpec, PredictorSpec, PredictorState, Problem
 from ratchet.programs.messages import Answer, Words, problem_json
-from ratchet.testing_server import SIGNATURE, StubServer, rows
+from ratchet.testing.lm_server import SIGNATURE, StubServer, rows
 
 DOCS = Path(__file__).parents[1] / "docs"
 FENCE = re.compile(r"^```(\w+)(?: (\w+)=(\S+))?\n(.*?)^```$", re.MULTILINE | re.DOTALL)

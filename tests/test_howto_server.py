@@ -14,7 +14,7 @@ import pytest
 
 from ratchet.agent_tools import Tools
 from ratchet.cli.server import HERE, REMOTE
-from ratchet.testing_serving import free_port
+from ratchet.testing.serving import free_port
 
 PAGES = [Path(__file__).parents[1] / "docs" / "howto" / name for name in ("use-a-server.md", "mcp.md")]
 

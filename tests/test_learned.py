@@ -14,8 +14,8 @@ from ratchet.cli.app import app
 from ratchet.run import Run
 from ratchet.storage.lessons import SqlLessons
 from ratchet.storage.sql import SqlArchive
-from ratchet.testing_runs import again, begin, carry_out, database, splits
-from ratchet.testing_server import StubServer
+from ratchet.testing.lm_server import StubServer
+from ratchet.testing.runs import again, begin, carry_out, database, splits
 
 
 def begun(stub: StubServer, folder: Path, **options: Any) -> Run:

@@ -14,7 +14,7 @@ import pytest
 
 import ratchet
 from ratchet.core.errors import BadData, BadRequest, LmUnavailable, UnknownName
-from ratchet.testing_server import MAGIC, SIGNATURE, StubServer, rows
+from ratchet.testing.lm_server import MAGIC, SIGNATURE, StubServer, rows
 
 
 @pytest.fixture(autouse=True)

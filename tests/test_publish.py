@@ -18,7 +18,7 @@ from ratchet.core.errors import CertificateInvalid
 from ratchet.engine.certificate import sign
 from ratchet.publish import verify
 from ratchet.settings import Settings
-from ratchet.testing_server import SIGNATURE, StubServer, rows
+from ratchet.testing.lm_server import SIGNATURE, StubServer, rows
 
 
 @pytest.fixture(scope="module")

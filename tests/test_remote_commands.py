@@ -27,10 +27,10 @@ from ratchet.core.errors import BadRequest, Missing
 from ratchet.desk import UPLOADS
 from ratchet.engine.archive import Event
 from ratchet.options import Options
-from ratchet.testing_runs import TIMES
-from ratchet.testing_server import SIGNATURE, StubServer
-from ratchet.testing_service import actor, data
-from ratchet.testing_serving import ServingProcess, ServingThread
+from ratchet.testing.lm_server import SIGNATURE, StubServer
+from ratchet.testing.runs import TIMES
+from ratchet.testing.service import actor, data
+from ratchet.testing.serving import ServingProcess, ServingThread
 
 FILES = {"result.json", "program.json", "certificate.json", "report.html"}
 COMMANDS = sorted(leaves(typer.main.get_command(app)))

@@ -19,7 +19,7 @@ from ratchet.core.evaluation import Evaluation
 from ratchet.core.problem import Candidate
 from ratchet.core.result import OptimizationResult
 from ratchet.core.statistics import Comparison, compare_paired, mean_interval, relative_change
-from ratchet.engine import certificate, report
+from ratchet.engine import certificate, drawing, report
 from ratchet.engine.archive import Archive, Notebook
 from ratchet.options import Options
 from ratchet.programs.targets import save_program
@@ -347,7 +347,7 @@ def _report(run: Run, result: OptimizationResult, *, certified: bool) -> report.
         limits=report.Limits(calls=limits.max_calls, usd=limits.max_usd, seconds=limits.max_optimization_time),
         curve=curve(run.notebook),
         pairs=tuple(
-            report.PairedExample(
+            drawing.PairedExample(
                 label=_label(before),
                 before=before.counted,
                 after=after.counted,
@@ -397,12 +397,12 @@ def _success_comparison(sides: Sequence[Sequence[Evaluation]], *, success_at: fl
     return compare_paired(before, after, seed=seed)
 
 
-def curve(notebook: Notebook) -> tuple[report.CurvePoint, ...]:
+def curve(notebook: Notebook) -> tuple[drawing.CurvePoint, ...]:
     """The best mean validation score against calls; a resumed run tells its events again, so only rises count."""
-    points: list[report.CurvePoint] = []
+    points: list[drawing.CurvePoint] = []
     for _, event in notebook.events():
         if event.kind == "best" and (not points or event.payload["mean"] > points[-1].best):
-            points.append(report.CurvePoint(calls=event.payload["calls"], best=event.payload["mean"]))
+            points.append(drawing.CurvePoint(calls=event.payload["calls"], best=event.payload["mean"]))
     return tuple(points)
 
 

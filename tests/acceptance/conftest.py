@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from ratchet.testing_server import SIGNATURE, rows
+from ratchet.testing.lm_server import SIGNATURE, rows
 
 
 def _command(folder: Path, base: str, algorithm: str | None, resume: str | None = None) -> subprocess.Popen[str]:

@@ -8,8 +8,8 @@ import pytest
 
 from ratchet.core.problem import Candidate
 from ratchet.run import known_algorithms
-from ratchet.testing_runs import Outcome, optimize, reserved
-from ratchet.testing_server import StubServer
+from ratchet.testing.lm_server import StubServer
+from ratchet.testing.runs import Outcome, optimize, reserved
 
 ENDS = {"improved", "no_proven_gain", "declined"}
 

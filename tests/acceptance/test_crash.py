@@ -19,15 +19,15 @@ import pytest
 
 from ratchet.algorithms import NATIVE
 from ratchet.run import known_algorithms
-from ratchet.testing_runs import Outcome, again, begin, carry_out, identity, optimize, recorded, reserved, status, work
-from ratchet.testing_server import StubServer
+from ratchet.testing.lm_server import StubServer
+from ratchet.testing.runs import Outcome, again, begin, carry_out, identity, optimize, recorded, reserved, status, work
 
 LATENCY = 0.01
 """Seconds each answer takes, so that there is something under way when the process is killed."""
 DSPY = ("dspy.gepa", "dspy.miprov2", "dspy.bootstrap_random_search")
 
 forked = multiprocessing.get_context("forkserver")
-forked.set_forkserver_preload(["ratchet.testing_runs", "gepa", "optuna"])
+forked.set_forkserver_preload(["ratchet.testing.runs", "gepa", "optuna"])
 
 
 def asked(algorithm: str, max_calls: int) -> dict[str, Any]:

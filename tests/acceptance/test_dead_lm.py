@@ -15,8 +15,8 @@ import pytest
 
 from ratchet.core.errors import LmUnavailable
 from ratchet.run import known_algorithms
-from ratchet.testing_runs import Outcome, optimize
-from ratchet.testing_server import StubServer
+from ratchet.testing.lm_server import StubServer
+from ratchet.testing.runs import Outcome, optimize
 
 Command = Callable[..., "subprocess.Popen[str]"]
 

@@ -7,7 +7,7 @@ import pytest
 from ratchet.algorithms import NATIVE
 from ratchet.programs.teleprompter import TELEPROMPTERS
 from ratchet.run import known_algorithms
-from ratchet.testing_runs import HOPELESS, hopeless_run, hopeless_search
+from ratchet.testing.runs import HOPELESS, hopeless_run, hopeless_search
 
 
 @pytest.mark.parametrize("depends_on", HOPELESS)

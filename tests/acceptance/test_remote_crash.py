@@ -14,15 +14,15 @@ from pathlib import Path
 import pytest
 
 from ratchet.core.errors import BrokenProtocol
-from ratchet.testing_algorithm import AlgorithmServer
-from ratchet.testing_runs import again, carry_out, identity, optimize, recorded, reserved, status
-from ratchet.testing_server import StubServer
+from ratchet.testing.algorithm_server import AlgorithmServer
+from ratchet.testing.lm_server import StubServer
+from ratchet.testing.runs import again, carry_out, identity, optimize, recorded, reserved, status
 
 CALLS = 200
 WORK = """
 import json, sys
 from pathlib import Path
-from ratchet.testing_runs import work
+from ratchet.testing.runs import work
 work(sys.argv[1], Path(sys.argv[2]), json.loads(sys.argv[3]))
 """
 

@@ -19,8 +19,8 @@ import pytest
 from websockets.asyncio.client import connect
 
 from ratchet.storage.sql import SqlArchive
-from ratchet.testing_server import StubServer
-from ratchet.testing_service import data, request
+from ratchet.testing.lm_server import StubServer
+from ratchet.testing.service import data, request
 
 Ask = Callable[..., Any]
 

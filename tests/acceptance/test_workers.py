@@ -19,9 +19,9 @@ from ratchet.options import Options
 from ratchet.settings import Settings
 from ratchet.storage.jobs import Job
 from ratchet.storage.sql import SqlArchive
-from ratchet.testing_postgres import PostgresServer, programs
-from ratchet.testing_server import SIGNATURE, StubServer
-from ratchet.testing_service import actor, data
+from ratchet.testing.lm_server import SIGNATURE, StubServer
+from ratchet.testing.postgres import PostgresServer, programs
+from ratchet.testing.service import actor, data
 from ratchet.workflows import Dispatcher
 
 DATABASES = ("postgresql",) if programs() is not None else ("sqlite",)

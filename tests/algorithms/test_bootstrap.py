@@ -14,7 +14,7 @@ from ratchet.core.errors import BudgetSpent
 from ratchet.core.evaluation import Evaluation, Evaluations, Step
 from ratchet.core.problem import Budget, Example, FieldSpec, Problem
 from ratchet.testing import SyntheticProblem
-from ratchet.testing_by_hand import ByHand
+from ratchet.testing.by_hand import ByHand
 
 
 def test_a_scoreboard_asks_for_no_run_twice() -> None:

@@ -12,7 +12,7 @@ from ratchet.core.algorithm import Algorithm, Evaluate, Generate
 from ratchet.core.errors import BudgetSpent
 from ratchet.core.problem import Budget, Problem
 from ratchet.testing import SyntheticProblem
-from ratchet.testing_by_hand import ByHand
+from ratchet.testing.by_hand import ByHand
 
 
 @pytest.mark.parametrize("predictors", [("answer",), ("plan", "answer")])

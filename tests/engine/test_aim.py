@@ -16,7 +16,7 @@ from ratchet.core.request import MetricName, Objective
 from ratchet.core.result import OptimizationResult
 from ratchet.engine.aim import standings
 from ratchet.testing import SyntheticProblem
-from ratchet.testing_engine import House
+from ratchet.testing.engine import House
 
 
 def taught(problem: Problem, skills: int) -> Candidate:

@@ -17,7 +17,7 @@ from ratchet.core.result import Front, FrontPoint, OptimizationResult, Performan
 from ratchet.engine.front import front_of
 from ratchet.engine.optimize import Optimizer
 from ratchet.testing import SyntheticProblem
-from ratchet.testing_engine import House
+from ratchet.testing.engine import House
 
 SEED = Candidate(predictors={"answer": PredictorState(instructions="Answer.")})
 Row = tuple[float, float | None, float]

@@ -20,7 +20,7 @@ from ratchet.core.result import OptimizationResult
 from ratchet.engine.hygiene import edits
 from ratchet.engine.optimize import utility
 from ratchet.testing import SyntheticProblem
-from ratchet.testing_engine import House
+from ratchet.testing.engine import House
 
 
 def taught(problem: Problem, skills: int, *, more: str = "") -> Candidate:

@@ -10,7 +10,7 @@ from ratchet.core.errors import Cancelled
 from ratchet.core.problem import Candidate, Problem
 from ratchet.core.result import OptimizationResult
 from ratchet.testing import SyntheticProblem
-from ratchet.testing_engine import House
+from ratchet.testing.engine import House
 
 SKILLS = "Use skill-0 skill-1 skill-2 skill-3 skill-4 skill-5."
 

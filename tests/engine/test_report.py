@@ -15,18 +15,8 @@ from hypothesis import strategies as st
 from ratchet.core.problem import Candidate, PredictorState
 from ratchet.core.result import Front, FrontPoint, Performance, Status
 from ratchet.core.statistics import Comparison, compare_paired
-from ratchet.engine.report import (
-    CurvePoint,
-    Limits,
-    LineageStep,
-    Measure,
-    PairedExample,
-    PhaseSpend,
-    Report,
-    Side,
-    render,
-    word_diff,
-)
+from ratchet.engine.drawing import CurvePoint, PairedExample
+from ratchet.engine.report import Limits, LineageStep, Measure, PhaseSpend, Report, Side, render, word_diff
 
 VOID = {"meta", "br", "hr", "img", "input", "link"}
 EVIL = '</style></title><script>alert("x")</script><img src=x onerror=alert(1)>&\'\x00'

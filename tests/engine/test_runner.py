@@ -17,7 +17,7 @@ from ratchet.core.problem import Candidate, Example
 from ratchet.engine.runner import Runner
 from ratchet.storage.memory import MemoryNotebook
 from ratchet.testing import SyntheticProblem
-from ratchet.testing_engine import MemoryLedger, SyntheticProgram
+from ratchet.testing.engine import MemoryLedger, SyntheticProgram
 
 
 class Watched(SyntheticProgram):

@@ -34,7 +34,7 @@ from ratchet.engine.archive import Event
 from ratchet.engine.runner import Runner
 from ratchet.storage.memory import MemoryNotebook
 from ratchet.testing import SyntheticProblem
-from ratchet.testing_engine import MemoryLedger, SyntheticProgram
+from ratchet.testing.engine import MemoryLedger, SyntheticProgram
 
 
 class Mortal(MemoryNotebook):

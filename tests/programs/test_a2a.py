@@ -10,8 +10,8 @@ import pytest
 
 from ratchet.programs.agent_spec import parse
 from ratchet.programs.remote import RemoteAgent
-from ratchet.testing_a2a import Served, served
-from ratchet.testing_server import MAGIC
+from ratchet.testing.a2a import Served, served
+from ratchet.testing.lm_server import MAGIC
 
 
 @pytest.fixture

@@ -19,8 +19,8 @@ from ratchet.programs.gateway_lm import GatewayLM
 from ratchet.programs.ledger import Limits
 from ratchet.programs.line import Line
 from ratchet.storage.memory import MemoryJournal
-from ratchet.testing_lm import Asked, ScriptedLM, fields
-from ratchet.testing_server import SIGNATURE, StubServer
+from ratchet.testing.lm import Asked, ScriptedLM, fields
+from ratchet.testing.lm_server import SIGNATURE, StubServer
 
 ADAPTERS = {"chat": dspy.ChatAdapter, "json": dspy.JSONAdapter, "xml": dspy.XMLAdapter}
 TYPES: dict[str, Any] = {

@@ -31,7 +31,7 @@ from ratchet.programs.ledger import Limits
 from ratchet.programs.line import Line, Price
 from ratchet.programs.metrics import Metric, resolve_metric, user_metric
 from ratchet.storage.memory import MemoryJournal
-from ratchet.testing_lm import Asked, ScriptedLM, fields
+from ratchet.testing.lm import Asked, ScriptedLM, fields
 
 SIGNATURE = "text -> label: Literal['amber', 'birch', 'coral']"
 CASE = Example(inputs={"text": "Please sort case #1."}, labels={"label": "birch"})

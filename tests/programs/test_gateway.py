@@ -25,7 +25,7 @@ from ratchet.programs.ledger import Halt, Limits
 from ratchet.programs.line import Line, Price
 from ratchet.storage.memory import MemoryJournal
 from ratchet.storage.sql import SqlArchive
-from ratchet.testing_lm import Asked, ScriptedLM
+from ratchet.testing.lm import Asked, ScriptedLM
 
 
 def _optimization(name: str) -> Optimization:

@@ -23,9 +23,9 @@ from ratchet.programs.agent_spec import AgentSpec, Unreadable, parse, pointed
 from ratchet.programs.remote import RemoteAgent
 from ratchet.programs.targets import load_program, resolve_target, save_program
 from ratchet.run import Run
-from ratchet.testing_agent import AgentServer
-from ratchet.testing_runs import again, begin, carry_out, identity, splits, work
-from ratchet.testing_server import MAGIC, StubServer
+from ratchet.testing.agent import AgentServer
+from ratchet.testing.lm_server import MAGIC, StubServer
+from ratchet.testing.runs import again, begin, carry_out, identity, splits, work
 
 DATA = splits(train=16, validation=12, test=30)
 
@@ -339,7 +339,7 @@ def test_a_limit_in_dollars_needs_a_price(tmp_path: Path) -> None:
 
 def test_a_killed_optimization_resumes_without_calling_the_agent_twice(tmp_path: Path) -> None:
     forked = multiprocessing.get_context("forkserver")
-    forked.set_forkserver_preload(["ratchet.testing_runs", "gepa", "optuna"])
+    forked.set_forkserver_preload(["ratchet.testing.runs", "gepa", "optuna"])
     with AgentServer(latency=0.01) as agent, StubServer(latency=0.01) as writer:
         target = written(tmp_path, agent.spec())
         options: dict[str, Any] = {

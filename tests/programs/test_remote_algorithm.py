@@ -20,7 +20,7 @@ from ratchet.core.evaluation import Evaluations
 from ratchet.core.problem import Candidate
 from ratchet.programs.remote_algorithm import AllowedHosts, Link, RemoteAlgorithm, Resolver, signature
 from ratchet.testing import SyntheticProblem
-from ratchet.testing_algorithm import AlgorithmServer, JsonSearch, climb
+from ratchet.testing.algorithm_server import AlgorithmServer, JsonSearch, climb
 
 SECRET = "a shared secret"
 HERE = AllowedHosts.from_text("127.0.0.1")

@@ -30,11 +30,11 @@ from ratchet.programs.targets import save_program
 from ratchet.programs.tools import MARK
 from ratchet.run import Given, Run, new_run
 from ratchet.settings import Settings
-from ratchet.testing_a2a import served
-from ratchet.testing_agent import TEXT, AgentServer
-from ratchet.testing_lm import Asked, ScriptedLM, fields
-from ratchet.testing_runs import begin, database, splits
-from ratchet.testing_server import LABELS, MAGIC, SIGNATURE, StubServer
+from ratchet.testing.a2a import served
+from ratchet.testing.agent import TEXT, AgentServer
+from ratchet.testing.lm import Asked, ScriptedLM, fields
+from ratchet.testing.lm_server import LABELS, MAGIC, SIGNATURE, StubServer
+from ratchet.testing.runs import begin, database, splits
 
 Script = Callable[[Asked], "str | Exception"]
 REWRITE = f"Your task is to take the case number {MAGIC} the number of choices."

@@ -20,8 +20,8 @@ from ratchet.programs.line import Line
 from ratchet.programs.metrics import Metric, resolve_metric, user_metric
 from ratchet.programs.teleprompter import FINALISTS, SEEN_ENOUGH, TELEPROMPTERS, Scoreboard, compile_with
 from ratchet.storage.memory import MemoryJournal
-from ratchet.testing_lm import Asked, ScriptedLM
-from ratchet.testing_server import MAGIC, SIGNATURE, rows
+from ratchet.testing.lm import Asked, ScriptedLM
+from ratchet.testing.lm_server import MAGIC, SIGNATURE, rows
 
 NAMES = sorted(TELEPROMPTERS)
 

@@ -19,7 +19,7 @@ from ratchet.programs.ledger import Halt, Limits
 from ratchet.programs.line import Line
 from ratchet.programs.teleprompter import Scoreboard, _Hush
 from ratchet.storage.memory import MemoryJournal
-from ratchet.testing_lm import Asked, ScriptedLM
+from ratchet.testing.lm import Asked, ScriptedLM
 
 
 class Door:

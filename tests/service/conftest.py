@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from ratchet.testing_service import House, house_in
+from ratchet.testing.service import House, house_in
 
 
 @pytest.fixture

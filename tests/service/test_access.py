@@ -13,7 +13,7 @@ from starlette.testclient import WebSocketDenialResponse
 from ratchet.core.access import Role, allows
 from ratchet.core.errors import BadRequest, Missing
 from ratchet.service.serve import first_key
-from ratchet.testing_service import MAKERS, Clock, House, RecordingQueue, actor, addresses, desk_in, request
+from ratchet.testing.service import MAKERS, Clock, House, RecordingQueue, actor, addresses, desk_in, request
 
 LEAST: dict[tuple[str, str], Role | None] = {
     ("POST", "/api/v1/optimize"): "developer",

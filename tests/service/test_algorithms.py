@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from ratchet.testing_algorithm import AlgorithmServer, JsonSearch, SpentError
-from ratchet.testing_service import House, house_in
+from ratchet.testing.algorithm import AlgorithmServer, JsonSearch, SpentError
+from ratchet.testing.service import House, house_in
 
 SECRET = "a shared secret"
 PATH = "/api/v1/algorithms/custom"

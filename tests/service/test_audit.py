@@ -12,7 +12,7 @@ import sqlalchemy as sa
 from ratchet.core.errors import TrailBroken
 from ratchet.desk import Desk
 from ratchet.storage.audit import FIRST, head, trail
-from ratchet.testing_service import Clock, House, RecordingQueue, actor, desk_in
+from ratchet.testing.service import Clock, House, RecordingQueue, actor, desk_in
 
 TAMPERINGS = {
     "who did it": "UPDATE audit SET who = 'nobody' WHERE number = 3",

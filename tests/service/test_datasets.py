@@ -10,8 +10,8 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from ratchet.testing_server import rows
-from ratchet.testing_service import House, data
+from ratchet.testing.lm_server import rows
+from ratchet.testing.service import House, data
 
 
 def parquet(n: int) -> bytes:

@@ -10,7 +10,7 @@ from ratchet.core.evaluation import Evaluation, Usage
 from ratchet.core.problem import Candidate
 from ratchet.core.result import OptimizationResult, Performance
 from ratchet.programs.journal import Reply
-from ratchet.testing_service import House, actor
+from ratchet.testing.service import House, actor
 
 PERFORMANCE = "/api/v1/analytics/performance"
 

@@ -17,7 +17,7 @@ from ratchet.core.errors import TooMany
 from ratchet.service import problems
 from ratchet.service.patience import DEEPEST, Patience
 from ratchet.service.rates import Rates
-from ratchet.testing_service import House, actor
+from ratchet.testing.service import House, actor
 
 
 def test_a_key_that_asks_too_often_is_told_when_to_come_back(house: House) -> None:

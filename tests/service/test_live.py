@@ -13,7 +13,7 @@ from starlette.testclient import WebSocketDenialResponse
 
 from ratchet.engine.archive import Event
 from ratchet.service.live import AT_ONCE, Pulse, follow
-from ratchet.testing_service import House, actor
+from ratchet.testing.service import House, actor
 
 
 def begun(house: House) -> str:

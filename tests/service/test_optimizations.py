@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from ratchet.testing_service import BASE, House, request
+from ratchet.testing.service import BASE, House, request
 
 
 def test_a_request_is_accepted_and_waits_in_the_queue(house: House) -> None:

@@ -21,8 +21,8 @@ from schemathesis.engine import events, from_schema
 
 from ratchet.core.access import Role
 from ratchet.service.problems import UNLIKE
-from ratchet.testing_postgres import PostgresServer, programs
-from ratchet.testing_service import House, addresses, house_in
+from ratchet.testing.postgres import PostgresServer, programs
+from ratchet.testing.service import House, addresses, house_in
 
 Who = Role | Literal["nobody"]
 EVERYBODY: tuple[Who, ...] = (*get_args(Role), "nobody")

@@ -11,8 +11,8 @@ import pytest
 from ratchet.admission import check_signature
 from ratchet.core.errors import BadRequest
 from ratchet.programs.targets import resolve_target, save_program
-from ratchet.testing_server import SIGNATURE
-from ratchet.testing_service import House
+from ratchet.testing.lm_server import SIGNATURE
+from ratchet.testing.service import House
 
 
 def allow(house: House, patterns: str) -> None:

@@ -17,7 +17,7 @@ from fastapi.testclient import TestClient
 
 from ratchet.core.errors import BadRequest
 from ratchet.service.app import create_app
-from ratchet.testing_service import Clock, RecordingQueue, desk_in
+from ratchet.testing.service import Clock, RecordingQueue, desk_in
 
 ISSUER, AUDIENCE = "https://id.example.org", "ratchet"
 

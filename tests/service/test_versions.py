@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from ratchet.testing_service import House, actor
+from ratchet.testing.service import House, actor
 
 
 def register(house: House, n: int = 2) -> list[str]:

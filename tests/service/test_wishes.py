@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from ratchet.options import Options
-from ratchet.testing_service import House
+from ratchet.testing.service import House
 
 RUBRIC = "A good answer names the label and nothing else."
 

@@ -16,8 +16,8 @@ from ratchet.storage.audit import Audit
 from ratchet.storage.keys import Keys
 from ratchet.storage.sql import SqlArchive
 from ratchet.testing import ArchiveConformance
-from ratchet.testing_postgres import PostgresServer, programs
-from ratchet.testing_service import Clock, actor
+from ratchet.testing.postgres import PostgresServer, programs
+from ratchet.testing.service import Clock, actor
 
 if programs() is not None:
 

@@ -5,14 +5,14 @@ demos (sec. 4.2), and search the combinations on minibatches with a Bayesian mod
 4.3). The third differs from the paper where a few hundred runs are all there is:
 
 * The model is not TPE but random effects: a combination's mean score is the sum of what its instructions do, what its
-  demos do and what only the two together do; rows differ in difficulty. Combinations share instructions and demos, so
-  each run tells of many of them. TPE needs some ten trials before it knows anything, and a budget has not many more.
-* Minibatches grow: very many combinations on four examples, the better half of what could be had on eight, and so on;
-  the best on all. A trial is thus bought as dear as it deserves. All trials of a turn run at once, and all candidates
-  meet the examples in one order, so that any two can be compared pair by pair.
+  demos do and what only the two together do; so is what they do to one example. Combinations share instructions and
+  demos, so each run tells of many. TPE needs some ten trials before it knows anything, and a budget has not many more.
+* Minibatches are small, and what is run next is decided between them: the combinations with the highest upper
+  confidence bounds, so that one that promises much is run on more and more examples. Combinations that have demos in
+  common meet other examples, since demos act on an example much alike whatever instructions they stand beside.
 
-Which trials come next is decided for the whole turn at once by upper confidence bounds of the model. In simulation this
-finds more than TPE at every budget from 100 to 1000 runs: docs/decisions/0006.
+In simulation this finds more than TPE at every budget from 100 to 1000 runs, on a recorded surface from 200:
+docs/decisions/0006.
 
 References:
     Opsahl-Ong et al., "Optimizing Instructions and Demonstrations for Multi-Stage Language Model Programs", 2024,
@@ -21,7 +21,7 @@ References:
     Desautels, Krause, Burdick, "Parallelizing Exploration-Exploitation Tradeoffs in Gaussian Process Bandit
     Optimization", JMLR 15, 2014 (a batch of trials at once).
     Jamieson, Talwalkar, "Non-stochastic Best Arm Identification and Hyperparameter Optimization", 2016,
-    arXiv 1502.07943 (half of the arms, twice the examples).
+    arXiv 1502.07943 (how many to begin with).
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ import random
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from itertools import pairwise, product
+from itertools import product
 from math import prod
 
 import numpy as np
@@ -76,10 +76,14 @@ Combination = tuple[int, ...]
 """The option of each choice."""
 Array = NDArray[np.float64]
 
-CAUTION = 0.5
+CAUTION = 1.5
 """Standard deviations that the bound by which trials are chosen lies above the mean."""
+SEED_RUNS = 3
+"""The seed is run on all of validation where the budget is so many times that."""
 ROW_SHARE = 0.4
-"""Share of a score's variance that is the example's: easy for all candidates or hard for all."""
+SHARES = ((ROW_SHARE, 0.1, 0.4), (ROW_SHARE, 0.1, 0.1), (ROW_SHARE, 0.3, 0.1))
+"""Shares of a score's variance that are the example's (easy for all or hard for all), that are what an instruction
+does to an example, and what demos do to it; the rest is the score's own. On TREC 0.39, 0.00 and 0.46 were measured."""
 CONSTANT = 0.25
 """Variance of the constant that all candidates share, in that of a score."""
 SPREADS = (0.1, 0.2, 0.4)
@@ -87,6 +91,11 @@ SHAPES = ((0.65, 0.65, 0.4), (0.4, 0.8, 0.45), (0.8, 0.4, 0.45))
 """Standard deviations, in those of a score, that effects may have: one of SPREADS times one of SHAPES, the latter for
 instructions, demos and the two together. How well each explains the scores says how much it is believed. More of them,
 and other values of ROW_SHARE, find no more in simulation."""
+
+TURNS = 24
+"""Looks at the model in a search, at most."""
+LEAST_WEIGHT = 0.01
+"""A model that is so much less likely than the likeliest is not heard."""
 
 
 def miprov2(problem: Problem, *, rng: random.Random, max_demos: int = MAX_DEMOS) -> Algorithm:
@@ -106,9 +115,10 @@ def miprov2(problem: Problem, *, rng: random.Random, max_demos: int = MAX_DEMOS)
         order = spread(problem.validation, rng=rng)
         first = Space.of(problem.seed, accepted(problem, []), sets)
         alone = first.draw(plan.alone, rng=rng)
-        yield from begin(board, [first.candidate(each) for each in alone], plan, order)
+        orders = turned(board, plan, order)
+        yield from begin(board, [first.candidate(each) for each in alone], plan, orders)
         instructions = yield from propose(board, sets, rng=rng, count=plan.proposals)
-        yield from search(board, Space.of(problem.seed, instructions, sets), alone, plan, order, rng=rng)
+        yield from search(board, Space.of(problem.seed, instructions, sets), alone, plan, order, orders, rng=rng)
     yield from board.finish()
     return board.finalists()
 
@@ -118,15 +128,17 @@ class Plan:
     """How the budget is divided; the numbers of options follow from the trials that fit.
 
     Attributes:
-        rungs: Examples per trial, rung by rung; the last are all of validation, unless the budget does not even carry
-            two trials so far.
-        trials: Trials of the first rung; each later one has half as many.
+        block: Examples that a combination is run on at a time.
+        turn: Runs between two looks at the model, at least; no fewer than there are slots.
+        trials: Combinations that are tried before the model chooses: half of those that a race by successive halving
+            would begin with.
         alone: Demo sets that are tried with the seed's own instructions while others are being written.
         sets: Demo sets to draw.
         proposals: Instructions to propose per predictor.
     """
 
-    rungs: Sequence[int]
+    block: int
+    turn: int
     trials: int
     alone: int
     sets: int
@@ -138,7 +150,7 @@ class Plan:
 
         >>> from ratchet.testing import SyntheticProblem
         >>> Plan.of(SyntheticProblem(n_validation=40).problem, runs=247)
-        Plan(rungs=[4, 8, 16, 40], trials=19, alone=2, sets=9, proposals=4)
+        Plan(block=4, turn=8, trials=9, alone=2, sets=9, proposals=4)
         """
         n, parts = len(set(problem.validation)), len(problem.predictors)
         most = min(POOL, ((1 + len(TIPS)) * (1 + MAX_SETS)) ** parts - 1)
@@ -146,14 +158,15 @@ class Plan:
         sizes = rungs(n, entrants=most, runs=runs)
         while len(sizes) > 1 and fare(2, sizes) > runs:
             sizes = sizes[:-1]
-        trials = max((count for count in range(1, most + 1) if fare(count, sizes) <= runs), default=1)
-        sets = max(2, min(MAX_SETS, trials // 2))
+        raced = max((count for count in range(1, most + 1) if fare(count, sizes) <= runs), default=1)
+        sets = max(2, min(MAX_SETS, raced // 2))
         return cls(
-            rungs=sizes,
-            trials=trials,
-            alone=max(1, min(sets, trials // 2, problem.slots // sizes[0])),
+            block=sizes[0],
+            turn=max(problem.slots, runs // TURNS),
+            trials=max(1, raced // 2),
+            alone=max(1, min(sets, raced // 2, problem.slots // sizes[0])),
             sets=sets,
-            proposals=max(2, min(len(TIPS), trials // (4 * parts))),
+            proposals=max(2, min(len(TIPS), raced // (4 * parts))),
         )
 
 
@@ -300,13 +313,40 @@ class Space:
         return (0,) * len(self.sizes)
 
 
-def begin(board: Scoreboard, candidates: Sequence[Candidate], plan: Plan, order: Sequence[Example]) -> Steps[None]:
+class Turned:
+    """The examples in another order for each candidate, so that what has options in common meets different examples.
+
+    Instructions and demos act on an example much alike whatever they stand beside: a second candidate with the same
+    demos tells little on the same examples, and as much again on others. See docs/decisions/0017.
+
+    Args:
+        order: The validation examples.
+        step: How many examples further on each candidate begins; 0 for one order for all.
+    """
+
+    def __init__(self, order: Sequence[Example], *, step: int) -> None:
+        self._order, self._step = tuple(order), step
+        self._begins: dict[Candidate, int] = {}
+
+    def first(self, candidate: Candidate, size: int) -> tuple[Example, ...]:
+        """The first ``size`` examples of ``candidate``."""
+        at = self._begins.setdefault(candidate, len(self._begins)) * self._step % len(self._order)
+        return (*self._order[at:], *self._order[:at])[:size]
+
+
+def turned(board: Scoreboard, plan: Plan, order: Sequence[Example]) -> Turned:
+    """Orders of the examples; one for all where the budget does not carry the seed on all of them."""
+    return Turned(order, step=plan.block if board.runs_left >= SEED_RUNS * len(order) else 0)
+
+
+def begin(board: Scoreboard, candidates: Sequence[Candidate], plan: Plan, orders: Turned) -> Steps[None]:
     """Begin the first trials; and the seed on all of validation, where that is no great part of the budget."""
     for each in candidates:
-        if board.cost([each], order[: plan.rungs[0]]) <= board.runs_left // 2:
-            yield from board.begin(each, order[: plan.rungs[0]])
-    if candidates and board.runs_left >= 3 * len(order):
-        yield from board.begin(board.problem.seed, order)
+        examples = orders.first(each, plan.block)
+        if board.cost([each], examples) <= board.runs_left // 2:
+            yield from board.begin(each, examples)
+    if candidates and board.runs_left >= SEED_RUNS * len(board.validation):
+        yield from board.begin(board.problem.seed, board.validation)
 
 
 def search(
@@ -315,44 +355,59 @@ def search(
     alone: Sequence[Combination],
     plan: Plan,
     order: Sequence[Example],
+    orders: Turned,
     *,
     rng: random.Random,
 ) -> Steps[None]:
-    """Try many combinations on few examples and fewer on more, as the model says; then validate the leaders in full."""
-    contest = Contest(board, most=2 * plan.trials)
+    """Try many combinations on few examples; run those that promise most on more; validate the leaders in full."""
+    contest = Contest(board, most=4 * plan.trials)
     drawn = [*alone, *space.draw(plan.trials - len(alone), rng=rng, but=alone)]
-    trials = [space.candidate(each) for each in drawn]
-    for rung, (size, following) in enumerate(pairwise([*plan.rungs, 0])):
-        while trials and board.cost(trials, order[:size]) > board.runs_left:
-            trials.pop()
-        if not trials:
-            break
-        yield from contest.run(trials, order[:size], leave=LEAVE)
-        if following:
-            room = max(1, plan.trials >> rung + 1) * (following - size)
-            trials = promising(board, space, order[:following], room=room, rng=rng)
-
+    first = {each: orders.first(each, plan.block) for each in map(space.candidate, drawn)}
+    while first and board.price(first) > board.runs_left:
+        first.popitem()
+    yield from contest.run(first, leave=LEAVE)
+    while chosen := promising(board, space, plan, order, orders, rng=rng):
+        yield from contest.run(chosen, leave=LEAVE)
     yield from board.finish()
+    yield from validate_leaders(board, order, leaders=lambda: leading(board, believed(board, space, rng=rng), space))
 
-    def leaders() -> list[Candidate]:
-        beliefs = believed(board, space, rng=rng)
-        found = [space.candidate(each.combination) for each in beliefs if each.gain > 0.0]
-        return [each for each in found if each not in board.stopped]
 
-    yield from validate_leaders(board, order, leaders=leaders)
+def leading(board: Scoreboard, beliefs: Sequence[Belief], space: Space) -> list[Candidate]:
+    """Who is believed to be better than the seed and may still win, best first."""
+    found = [space.candidate(each.combination) for each in beliefs if each.gain > 0.0]
+    return [each for each in found if each not in board.stopped]
 
 
 def promising(
-    board: Scoreboard, space: Space, examples: Sequence[Example], *, room: int, rng: random.Random
-) -> list[Candidate]:
-    """The candidates to run on ``examples`` next: those with the highest bounds, new ones too, as ``room`` runs pay."""
-    chosen: list[Candidate] = []
-    for belief in sorted(believed(board, space, rng=rng), key=lambda each: -each.bound):
+    board: Scoreboard,
+    space: Space,
+    plan: Plan,
+    order: Sequence[Example],
+    orders: Turned,
+    *,
+    rng: random.Random,
+) -> dict[Candidate, Sequence[Example]]:
+    """The candidates with the highest bounds, each with some examples more, for one turn.
+
+    What it takes to run the one that leads on all examples is left.
+    """
+    beliefs = believed(board, space, rng=rng)
+    leaders = leading(board, beliefs, space)[:1]
+    room = board.runs_left - sum(len(board.missing(each, order)) for each in leaders)
+    chosen: dict[Candidate, Sequence[Example]] = {}
+    spent = 0
+    for belief in sorted(beliefs, key=lambda each: -each.bound):
         candidate = space.candidate(belief.combination)
-        price = len(board.missing(candidate, examples))
-        if candidate not in board.stopped and candidate != space.seed and 0 < price <= room:
-            chosen.append(candidate)
-            room -= price
+        if candidate in board.stopped or candidate == space.seed:
+            continue
+        missing = board.missing(candidate, orders.first(candidate, len(order)))[: plan.block]
+        price = board.price({candidate: missing})
+        if not missing or price > room - spent:
+            continue
+        chosen[candidate] = missing
+        spent += price
+        if spent >= plan.turn:
+            break
     return chosen
 
 
@@ -392,13 +447,14 @@ def posterior(
 ) -> tuple[Array, Array]:
     """Posterior mean and standard deviation of each combination's mean score, up to a constant.
 
-    The score of combination k on example j is m_k + r_j + noise, and m_k is the sum of a constant, an effect of each of
-    k's options and one of k alone; all are normal. Let C be the covariance of m, S the rows of C that belong to the
-    known ones, and P and h what the scores tell of m (see ``told``). Then
+    The score of combination k on example j is m_k + e_kj. m_k is the sum of a constant, an effect of each of k's
+    options and one of k alone; e_kj the sum of what is the example's, what k's options do to the example, and noise.
+    All are normal. Let C be the covariance of m, S the rows of C that belong to the known ones, and P and h what the
+    scores tell of m (see ``told``). Then
 
         mean = S' (I + P C)^-1 h,   covariance = C - S' (I + P C)^-1 P S
 
-    Each of the prior's spreads counts by its likelihood, det(I + P C)^-1/2 exp(h' C (I + P C)^-1 h / 2).
+    Each of the prior's spreads and shares counts by its likelihood.
 
     Args:
         pool: The combinations.
@@ -413,7 +469,6 @@ def posterior(
     """
     if not any(known.values()):
         return np.zeros(len(pool)), np.ones(len(pool))
-    p, h, variance = told(list(known.values()))
     options = np.array(pool)
     at = [pool.index(each) for each in known]
     same = options[:, None, :] == options[None, at, :]
@@ -425,35 +480,48 @@ def posterior(
         ]
     )  # (kinds of effects, pool, known)
     priors = np.array([(spread, *shape) for spread, shape in product(SPREADS, SHAPES)])
-    effects = variance * (priors[:, :1] * priors[:, 1:]) ** 2  # (priors, kinds of effects)
-    s = CONSTANT * variance + np.tensordot(effects, alike, axes=1)
-    c = s[:, at]
-    grown = np.eye(len(at)) + p @ c
-    solved = np.linalg.solve(grown, np.broadcast_to(np.column_stack([h, p]), (len(priors), len(at), 1 + len(at))))
-    means = (s @ solved[:, :, :1])[:, :, 0]
-    variances = CONSTANT * variance + effects.sum(axis=1)[:, None] - ((s @ solved[:, :, 1:]) * s).sum(axis=2)
-    evidence = ((c @ solved[:, :, :1])[:, :, 0] @ h - np.linalg.slogdet(grown)[1]) / 2
-    weights = np.exp(evidence - evidence.max())
-    weights /= weights.sum()
-    mean = weights @ means
-    return mean, np.sqrt(np.maximum(weights @ (variances + means**2) - mean**2, 0.0))
+    models = []
+    for shares in SHARES:
+        p, h, variance, fit = told(list(known.values()), alike[:, at], shares=shares)
+        effects = variance * (priors[:, :1] * priors[:, 1:]) ** 2  # (priors, kinds of effects)
+        c = CONSTANT * variance + np.tensordot(effects, alike[:, at], axes=1)  # (priors, known, known)
+        grown = np.eye(len(at)) + p @ c
+        solved = np.linalg.solve(grown, np.broadcast_to(np.column_stack([h, p]), (len(priors), len(at), 1 + len(at))))
+        evidence = fit + ((c @ solved[:, :, :1])[:, :, 0] @ h - np.linalg.slogdet(grown)[1]) / 2
+        models += [(*each, variance) for each in zip(evidence, effects, solved, strict=True)]
+    best = max(evidence for evidence, *_ in models)
+    mean, square, weights = np.zeros(len(pool)), np.zeros(len(pool)), 0.0
+    for evidence, effects, solved, variance in models:
+        if (weight := float(np.exp(evidence - best))) < LEAST_WEIGHT:
+            continue
+        s = CONSTANT * variance + np.tensordot(effects, alike, axes=1)  # (pool, known)
+        own = s @ solved[:, 0]
+        mean += weight * own
+        square += weight * (CONSTANT * variance + effects.sum() - ((s @ solved[:, 1:]) * s).sum(axis=1) + own**2)
+        weights += weight
+    mean /= weights
+    return mean, np.sqrt(np.maximum(square / weights - mean**2, 0.0))
 
 
-def told(scores: Sequence[Mapping[Example, float]]) -> tuple[Array, Array, float]:
+def told(
+    scores: Sequence[Mapping[Example, float]], alike: Array, *, shares: tuple[float, float, float]
+) -> tuple[Array, Array, float, float]:
     """What scores tell of the mean scores m of those who have them: precision P, and h = P times the best estimate.
 
-    The score of k on example j is m_k + r_j + noise. Let N say which scores are known (candidates by examples), and
-    sigma^2 and tau^2 be the variances of noise and of r. With r integrated out the likelihood of m is, up to a factor,
-    exp(h' m - m' P m / 2), where
+    Given m, examples are independent of each other. On example j the scores y_j of those who were run on it, picked by
+    N_j, have the mean N_j m and the covariance R_j: of any two the example's variance, and that of what the options
+    they have in common do to the example. So the likelihood of m is, up to a factor, exp(h' m - m' P m / 2), where
 
-        d = 1 / (sigma^2 / tau^2 + N' 1),   P = (diag(N 1) - N diag(d) N') / sigma^2
-        h = (row sums of the scores - N diag(d) (column sums)) / sigma^2
+        P = sum_j N_j' R_j^-1 N_j,   h = sum_j N_j' R_j^-1 y_j
 
     Args:
         scores: Score per example, of each candidate; there is one at least. Scores are taken from their mean.
+        alike: How alike any two are in instructions, in demos, and in all. Shape (3, len(scores), len(scores)).
+        shares: Of the variance that is the example's, the instructions' and the demos'.
 
     Returns:
-        P, shape (len(scores), len(scores)); h, shape (len(scores),); and the variance of the scores.
+        P, shape (len(scores), len(scores)); h, shape (len(scores),); the variance of the scores; and the logarithm of
+        the likelihood's factor.
     """
     examples = {example: at for at, example in enumerate(dict.fromkeys(each for rows in scores for each in rows))}
     table = np.full((len(scores), len(examples)), np.nan)
@@ -462,10 +530,18 @@ def told(scores: Sequence[Mapping[Example, float]]) -> tuple[Array, Array, float
             table[row, examples[example]] = score
     there = ~np.isnan(table)
     y = np.where(there, table - np.nanmean(table), 0.0)
-    n = there.astype(np.float64)
-    variance = max(float((y**2).sum() / n.sum()), 1e-6)
-    tau2, sigma2 = ROW_SHARE * variance, (1 - ROW_SHARE) * variance
-    d = 1 / (sigma2 / tau2 + n.sum(axis=0))
-    p = (np.diag(n.sum(axis=1)) - (n * d) @ n.T) / sigma2
-    h = (y.sum(axis=1) - (n * d) @ y.sum(axis=0)) / sigma2
-    return p, h, variance
+    variance = max(float((y**2).sum() / there.sum()), 1e-6)
+    by_row, by_instructions, by_demos = shares
+    r = by_row + by_instructions * alike[0] + by_demos * alike[1] + (1 - sum(shares)) * alike[2]
+    p, h, fit = np.zeros((len(scores), len(scores))), np.zeros(len(scores)), 0.0
+    patterns, which = np.unique(there, axis=1, return_inverse=True)
+    for number, pattern in enumerate(patterns.T):
+        ran = np.flatnonzero(pattern)
+        rows = y[np.ix_(ran, np.flatnonzero(which.ravel() == number))]
+        r_j = variance * r[np.ix_(ran, ran)]
+        inverse = np.linalg.inv(r_j)
+        p[np.ix_(ran, ran)] += rows.shape[1] * inverse
+        told_of = inverse @ rows
+        h[ran] += told_of.sum(axis=1)
+        fit -= (rows.shape[1] * np.linalg.slogdet(r_j)[1] + (rows * told_of).sum()) / 2
+    return p, h, variance, fit

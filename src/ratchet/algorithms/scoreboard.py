@@ -90,6 +90,11 @@ class Scoreboard:
         """The runs that ``candidates`` and the seed need on those of ``examples`` they have not met."""
         return sum(len(self.missing(each, examples)) for each in {self.problem.seed, *candidates})
 
+    def price(self, entrants: Mapping[Candidate, Sequence[Example]]) -> int:
+        """The runs that ``entrants`` need, each on examples of its own, and the seed on all of them."""
+        met = dict.fromkeys(example for examples in entrants.values() for example in examples)
+        return self.cost([], tuple(met)) + sum(len(self.missing(each, examples)) for each, examples in entrants.items())
+
     def begin(self, candidate: Candidate, examples: Sequence[Example]) -> Steps[None]:
         """Begin to run ``candidate`` and the seed on those of ``examples`` they have not met; ``take_up`` ends it."""
         asked = {each: self.missing(each, examples) for each in dict.fromkeys((self.problem.seed, candidate))}
@@ -189,19 +194,18 @@ class Contest:
         self._most = most + len(self._rivals)
         self._before: dict[Candidate, int] = {}
 
-    def run(self, entrants: Sequence[Candidate], examples: Sequence[Example], *, leave: float = 0.0) -> Steps[None]:
-        """Run ``entrants`` on ``examples``, in turn and a block at a time, so that the slots are always full.
+    def run(self, entrants: Mapping[Candidate, Sequence[Example]], *, leave: float = 0.0) -> Steps[None]:
+        """Run ``entrants``, in turn and a block at a time, so that the slots are always full.
 
         Args:
-            entrants: Who runs; who was stopped does not.
-            examples: On what, in this order; the seed runs on it too.
+            entrants: Who runs on what, in this order; who was stopped does not. The seed runs on all of it too.
             leave: Share of these runs that may still be under way when it ends, no more than there are slots. What
                 comes next is then decided without them, and no slot waits for the slowest.
         """
         board = self._board
         for each in entrants:
             self._before.setdefault(each, len(board.scores(each)))
-        todo = {each: board.missing(each, examples) for each in entrants}
+        todo = {each: board.missing(each, examples) for each, examples in entrants.items()}
         runs, level = sum(map(len, todo.values())), 0
         while True:
             racing = [each for each in entrants if each not in board.stopped]
@@ -300,7 +304,7 @@ def race(board: Scoreboard, candidates: Sequence[Candidate], order: Sequence[Exa
             entrants = entrants[:-1]
         if not entrants:
             break
-        yield from contest.run(entrants, order[:size], leave=LEAVE)
+        yield from contest.run(dict.fromkeys(entrants, order[:size]), leave=LEAVE)
         racing = [each for each in entrants if each not in board.stopped]
         entrants = board.ranked(racing)[: max(1, len(entrants) // 2)]
     yield from board.finish()
@@ -332,7 +336,7 @@ def validate_leaders(
                 chosen.append(each)
         if not chosen:
             return
-        yield from Contest(board, most=len(chosen)).run(chosen, order)
+        yield from Contest(board, most=len(chosen)).run(dict.fromkeys(chosen, order))
 
 
 def rungs(n_examples: int, *, entrants: int, runs: int) -> list[int]:

@@ -166,7 +166,7 @@ def hyperband(board: Scoreboard, model: Model, order: Sequence[Example]) -> Step
             break
         contest = contest or Contest(board, most=max(2, board.runs_left // sizes[0]))
         for size, following in pairwise([*sizes, 0]):
-            yield from contest.run(entrants, order[:size], leave=LEAVE if following else 0.0)
+            yield from contest.run(dict.fromkeys(entrants, order[:size]), leave=LEAVE if following else 0.0)
             racing = [each for each in entrants if each not in board.stopped]
             if following:
                 entrants = model.ranked(racing)[: max(1, len(entrants) // 2)]
@@ -286,7 +286,8 @@ class Model:
         most = sorted(found, key=lambda each: (each != space.unchanged, -len(found[each]), each))[:MODELLED]
         near = sorted(most, key=lambda each: (-board.gain(space.candidate(each)), each))[:LEADERS]
         pool = list(dict.fromkeys([*most, *space.neighbours(near), *self._some]))
-        precision, h, variance = told([found[each] for each in most])
+        alone = np.stack([np.eye(len(most))] * 3)  # its kernel says how alike combinations are
+        precision, h, variance, _ = told([found[each] for each in most], alone, shares=(ROW_SHARE, 0.0, 0.0))
         options, parts = np.array(pool), len(space.instructions)
         read = [vectors[options[:, at]] for at, vectors in enumerate(self._vectors)]
         mean, covariance, self._learned = deep_kernel.posterior(

@@ -3,23 +3,32 @@
 from __future__ import annotations
 
 import difflib
-import html
 import json
-import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import TypeAlias
 
 from ratchet.core.problem import Candidate, Fields, canonical
-from ratchet.core.result import Front, FrontPoint, Performance, Status, TradeOff
+from ratchet.core.result import Front, Status
 from ratchet.core.statistics import Comparison
-
-NOT_MEASURED = '<span class="none">not measured</span>'
-UNKNOWN = '<span class="none">unknown</span>'
-
-_Show: TypeAlias = Callable[[float], str]
+from ratchet.engine.drawing import CurvePoint, PairedExample, curve_plot, front_plot, interval_plot, pairs_plot, svg
+from ratchet.engine.page import (
+    NOT_MEASURED,
+    UNKNOWN,
+    Show,
+    as_count,
+    as_milliseconds,
+    as_p,
+    as_percent,
+    as_points,
+    as_score,
+    as_seconds,
+    as_usd,
+    signed,
+    table,
+    text,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,31 +56,6 @@ class Side:
     cost_usd: Measure = Measure()
     latency_ms: Measure = Measure()
     failures: Mapping[str, int] | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PairedExample:
-    """One test example under both candidates; scores as they are counted, a failed run as 0.
-
-    Attributes:
-        label: A few words by which a reader knows the example.
-        failure_before: Kind of failure of the baseline's run, or None.
-        failure_after: Kind of failure of the optimized run, or None.
-    """
-
-    label: str
-    before: float
-    after: float
-    failure_before: str | None = None
-    failure_after: str | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CurvePoint:
-    """The best mean validation score known after so many LM calls."""
-
-    calls: int
-    best: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -174,9 +158,9 @@ def render(report: Report) -> str:
     title = f"{text(report.target)} · {_VERDICT[report.status][0]}"
     sections = (
         _section("Measured on the sealed test", _measures(report)),
-        _section("Test examples, before and after", _pairs(report.pairs)),
-        _section("Best validation score against LM calls", _curve(report.curve)),
-        _section("Trade-offs between the objectives", _front(report.front, chosen=report.after))
+        _section("Test examples, before and after", pairs_plot(report.pairs)),
+        _section("Best validation score against LM calls", curve_plot(report.curve)),
+        _section("Trade-offs between the objectives", front_plot(report.front, chosen=report.after))
         if report.front
         else "",
         _section("What changed in the prompts", _changes(report.before, report.after)),
@@ -193,65 +177,6 @@ def render(report: Report) -> str:
         f'<meta name="color-scheme" content="light dark">\n<title>{title}</title>\n<style>{_STYLE}</style>\n</head>\n'
         f"<body>\n<main>\n{_head(report)}\n{''.join(sections)}</main>\n</body>\n</html>\n"
     )
-
-
-# Words and numbers
-
-
-def text(value: object) -> str:
-    """``value`` as HTML text, fit for an attribute too.
-
-    >>> text('<b title="x">')
-    '&lt;b title=&quot;x&quot;&gt;'
-    """
-    plain = str(value).encode("utf-8", "replace").decode()  # a lone surrogate cannot be written to a file
-    return html.escape(re.sub(r"[\x00-\x08\x0b\x0c\x0e-\x1f]", "\ufffd", plain), quote=True)
-
-
-def _score(value: float) -> str:
-    return _minus(f"{value:.3f}")
-
-
-def _percent(value: float) -> str:
-    return _minus(f"{100 * value:.1f} %")
-
-
-def _points(value: float) -> str:
-    return _minus(f"{100 * value:.1f} points")
-
-
-def _usd(value: float) -> str:
-    """Dollars with three digits that count, but no fewer than cents.
-
-    >>> _usd(12.3456), _usd(0.000123456), _usd(0.0)
-    ('$12.35', '$0.000123', '$0.00')
-    """
-    digits = 2 if value == 0 else max(2, 2 - math.floor(math.log10(abs(value))))
-    return _minus(f"{'-' if value < 0 else ''}${abs(value):,.{digits}f}")
-
-
-def _milliseconds(value: float) -> str:
-    return _minus(f"{value:,.0f} ms" if abs(value) >= 10 else f"{value:.2f} ms")
-
-
-def _seconds(value: float) -> str:
-    return f"{value:,.1f} s"
-
-
-def _count(value: float) -> str:
-    return f"{value:,.0f}"
-
-
-def _minus(number: str) -> str:
-    return "0" + number[2:] if re.fullmatch(r"-0(\.0*)?", number) else number.replace("-", "\N{MINUS SIGN}")
-
-
-def _signed(number: str) -> str:
-    return number if number.startswith("\N{MINUS SIGN}") else f"+{number}"
-
-
-def _p(value: float) -> str:
-    return "p &lt; 0.0001" if value < 0.0001 else f"p = {value:.4f}"
 
 
 # The page's parts
@@ -289,19 +214,19 @@ def _effect(comparison: Comparison | None) -> str:
         return f'<p class="effect">Effect on quality: {NOT_MEASURED}</p>'
     low, high = comparison.interval
     return (
-        f'<p class="effect">Effect on quality <strong>{_signed(_score(comparison.effect))}</strong>, '
-        f"{100 * comparison.confidence:g} % interval {_signed(_score(low))} to {_signed(_score(high))}, "
-        f"{_p(comparison.p_value)}, n = {comparison.n}</p>\n{_interval_plot(comparison)}\n"
+        f'<p class="effect">Effect on quality <strong>{signed(as_score(comparison.effect))}</strong>, '
+        f"{100 * comparison.confidence:g} % interval {signed(as_score(low))} to {signed(as_score(high))}, "
+        f"{as_p(comparison.p_value)}, n = {comparison.n}</p>\n{interval_plot(comparison)}\n"
         f'<p class="method">{text(comparison.method)}</p>'
     )
 
 
 def _measures(report: Report) -> str:
     rows = (
-        ("Quality", "higher is better", "quality", _score, _score, report.comparison),
-        ("Success rate", "higher is better", "success_rate", _percent, _points, report.success_comparison),
-        ("Cost per run", "lower is better", "cost_usd", _usd, _usd, report.cost_comparison),
-        ("Latency", "lower is better", "latency_ms", _milliseconds, _milliseconds, report.latency_comparison),
+        ("Quality", "higher is better", "quality", as_score, as_score, report.comparison),
+        ("Success rate", "higher is better", "success_rate", as_percent, as_points, report.success_comparison),
+        ("Cost per run", "lower is better", "cost_usd", as_usd, as_usd, report.cost_comparison),
+        ("Latency", "lower is better", "latency_ms", as_milliseconds, as_milliseconds, report.latency_comparison),
     )
     body = ""
     for name, better, part, show, show_change, comparison in rows:
@@ -310,13 +235,13 @@ def _measures(report: Report) -> str:
         )
         change = NOT_MEASURED
         if comparison is not None:
-            low, high = (_signed(show_change(end)) for end in comparison.interval)
-            change = f"{_signed(show_change(comparison.effect))}<small>{low} to {high}</small>"
+            low, high = (signed(show_change(end)) for end in comparison.interval)
+            change = f"{signed(show_change(comparison.effect))}<small>{low} to {high}</small>"
         body += f'<tr><th scope="row">{name}<small>{better}</small></th>{cells}<td>{change}</td></tr>\n'
-    return _table(("", "Baseline", "Optimized", "Paired change"), body)
+    return table(("", "Baseline", "Optimized", "Paired change"), body)
 
 
-def _measure(measure: Measure, show: _Show) -> str:
+def _measure(measure: Measure, show: Show) -> str:
     if measure.mean is None:
         return NOT_MEASURED
     if measure.interval is None:
@@ -324,20 +249,14 @@ def _measure(measure: Measure, show: _Show) -> str:
     return f"{show(measure.mean)}<small>{show(measure.interval[0])} to {show(measure.interval[1])}</small>"
 
 
-def _table(heads: Sequence[str], body: str, foot: str = "") -> str:
-    cells = "".join(f'<th scope="col">{head}</th>' if head else "<td></td>" for head in heads)
-    foot = foot and f"<tfoot>\n{foot}</tfoot>\n"
-    return f'<div class="wide"><table>\n<thead><tr>{cells}</tr></thead>\n<tbody>\n{body}</tbody>\n{foot}</table></div>'
-
-
 def _spend(report: Report) -> str:
     def row(phase: PhaseSpend) -> str:
-        values: tuple[tuple[float | None, _Show], ...] = (
-            (phase.calls, _count),
-            (phase.prompt_tokens, _count),
-            (phase.completion_tokens, _count),
-            (phase.usd, _usd),
-            (phase.seconds, _seconds),
+        values: tuple[tuple[float | None, Show], ...] = (
+            (phase.calls, as_count),
+            (phase.prompt_tokens, as_count),
+            (phase.completion_tokens, as_count),
+            (phase.usd, as_usd),
+            (phase.seconds, as_seconds),
         )
         cells = "".join(f"<td>{UNKNOWN if value is None else show(value)}</td>" for value, show in values)
         return f'<tr><th scope="row">{text(phase.phase)}</th>{cells}</tr>\n'
@@ -351,24 +270,24 @@ def _spend(report: Report) -> str:
     meters = "".join(
         _meter(name, used, limit, show)
         for name, used, limit, show in (
-            ("LM calls", total.calls, limits.calls, _count),
-            ("Tokens", tokens, limits.tokens, _count),
-            ("USD", total.usd, limits.usd, _usd),
-            ("Time", total.seconds, limits.seconds, _seconds),
+            ("LM calls", total.calls, limits.calls, as_count),
+            ("Tokens", tokens, limits.tokens, as_count),
+            ("USD", total.usd, limits.usd, as_usd),
+            ("Time", total.seconds, limits.seconds, as_seconds),
         )
     )
     heads = ("", "LM calls", "Prompt tokens", "Completion tokens", "USD", "Seconds")
-    return f'<div class="meters">\n{meters}</div>\n' + _table(heads, "".join(map(row, report.phases)), row(total))
+    return f'<div class="meters">\n{meters}</div>\n' + table(heads, "".join(map(row, report.phases)), row(total))
 
 
-def _meter(name: str, used: float | None, limit: float | None, show: _Show) -> str:
+def _meter(name: str, used: float | None, limit: float | None, show: Show) -> str:
     shown = UNKNOWN if used is None else show(used)
     against = "no limit" if limit is None else f"of {show(limit)}"
     bar = ""
     if used is not None and limit:
         share = 100 * min(1.0, max(0.0, used / limit))
         used_up = f'<rect class="used" width="{share:.2f}" height="4"/>'
-        bar = _svg(100, 4, f'<rect class="track" width="100" height="4"/>{used_up}')
+        bar = svg(100, 4, f'<rect class="track" width="100" height="4"/>{used_up}')
     return f"<div><small>{name}</small><b>{shown}</b> <small>{against}</small>{bar}</div>\n"
 
 
@@ -378,13 +297,13 @@ def _failures(baseline: Side, optimized: Side) -> str:
     kinds = sorted({*(baseline.failures or {}), *(optimized.failures or {})})
 
     def row(name: str, counts: Sequence[int | None]) -> str:
-        cells = "".join(f"<td>{NOT_MEASURED if count is None else _count(count)}</td>" for count in counts)
+        cells = "".join(f"<td>{NOT_MEASURED if count is None else as_count(count)}</td>" for count in counts)
         return f'<tr><th scope="row">{text(name)}</th>{cells}</tr>\n'
 
     sides = (baseline.failures, optimized.failures)
     body = "".join(row(kind, [None if side is None else side.get(kind, 0) for side in sides]) for kind in kinds)
     foot = row("all failed runs", [None if side is None else sum(side.values()) for side in sides])
-    return _table(("", "Baseline", "Optimized"), body, foot)
+    return table(("", "Baseline", "Optimized"), body, foot)
 
 
 def _lineage(lineage: Sequence[LineageStep]) -> str:
@@ -392,7 +311,7 @@ def _lineage(lineage: Sequence[LineageStep]) -> str:
         return '<p class="none">No candidate was chosen: the baseline stays.</p>'
     steps = "".join(
         f"<li><b>{text(step.origin)}</b> <code>{text(step.candidate)}</code><small>mean on validation "
-        f"{NOT_MEASURED if step.validation is None else _score(step.validation)}</small></li>\n"
+        f"{NOT_MEASURED if step.validation is None else as_score(step.validation)}</small></li>\n"
         for step in lineage
     )
     return f'<ol class="lineage">\n{steps}</ol>'
@@ -464,244 +383,6 @@ def _demos(before: Sequence[Fields], after: Sequence[Fields]) -> str:
     if not shown:
         return f"<p><small>{counts}</small></p>\n"
     return f'<details open>\n<summary>{counts}</summary>\n<div class="demos">{shown}</div>\n</details>\n'
-
-
-# Plots
-
-
-def _svg(width: int, height: int, inside: str, *, label: str = "") -> str:
-    """A drawing; one without a label is a bar that takes any width, whose numbers stand beside it in words."""
-    what = f'role="img" aria-label="{label}"' if label else 'aria-hidden="true" preserveAspectRatio="none"'
-    return f'<svg viewBox="0 0 {width} {height}" {what}>{inside}</svg>'
-
-
-def _ticks(low: float, high: float, *, about: int = 5) -> list[float]:
-    """Round numbers within [low, high], a step of 1, 2 or 5 times a power of ten apart.
-
-    >>> _ticks(0.0, 1.0)
-    [0.0, 0.2, 0.4, 0.6, 0.8, 1.0]
-    """
-    if high <= low:
-        return [low]
-    power = 10.0 ** math.floor(math.log10((high - low) / about))
-    step = next(power * k for k in (1, 2, 5, 10) if (high - low) / (power * k) <= about + 1e-9)
-    return [round(k * step, 12) for k in range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)]
-
-
-def _plain(value: float) -> str:
-    return _minus(f"{value:,.10g}")
-
-
-def _interval_plot(comparison: Comparison) -> str:
-    low, high = comparison.interval
-    reach = max(abs(low), abs(high), 1e-9)
-    left, right = min(low - reach * 0.1, -reach * 0.35), max(high + reach * 0.1, reach * 0.35)
-
-    def x(value: float) -> float:
-        return 20 + 680 * (value - left) / (right - left)
-
-    ticks = "".join(
-        f'<text x="{x(tick):.1f}" y="44" class="tick">{_signed(_plain(tick)) if tick else "0"}</text>'
-        f'<line class="grid" x1="{x(tick):.1f}" x2="{x(tick):.1f}" y1="26" y2="31"/>'
-        for tick in _ticks(left, right)
-    )
-    return _svg(
-        720,
-        50,
-        f'<line class="axis" x1="20" x2="700" y1="26" y2="26"/>{ticks}'
-        f'<line class="zero" x1="{x(0):.1f}" x2="{x(0):.1f}" y1="2" y2="31"/>'
-        f'<line class="bar" x1="{x(low):.1f}" x2="{x(high):.1f}" y1="14" y2="14"/>'
-        f'<circle class="dot" cx="{x(comparison.effect):.1f}" cy="14" r="6"/>',
-        label="Effect on quality with its interval, against no difference",
-    )
-
-
-def _curve(curve: Sequence[CurvePoint]) -> str:
-    if not curve:
-        return f"<p>{NOT_MEASURED}</p>"
-    low, high = min(point.best for point in curve), max(point.best for point in curve)
-    margin = (high - low) * 0.12 or 0.05
-    low, high, last = low - margin, high + margin, max(curve[-1].calls, 1)
-
-    def x(calls: float) -> float:
-        return 56 + 630 * calls / last
-
-    def y(best: float) -> float:
-        return 210 - 190 * (best - low) / (high - low)
-
-    grid = "".join(
-        f'<line class="grid" x1="56" x2="686" y1="{y(tick):.1f}" y2="{y(tick):.1f}"/>'
-        f'<text class="tick end" x="48" y="{y(tick) + 4:.1f}">{_plain(tick)}</text>'
-        for tick in _ticks(low, high)
-    ) + "".join(f'<text class="tick" x="{x(tick):.1f}" y="228">{_plain(tick)}</text>' for tick in _ticks(0, last))
-    path = f"M{x(curve[0].calls):.1f} {y(curve[0].best):.1f}" + "".join(
-        f"H{x(point.calls):.1f}V{y(point.best):.1f}" for point in curve[1:]
-    )
-    dots = "".join(
-        f'<circle class="dot" cx="{x(point.calls):.1f}" cy="{y(point.best):.1f}" r="3.5">'
-        f"<title>{_score(point.best)} after {_count(point.calls)} LM calls</title></circle>"
-        for point in curve
-    )
-    first, final = curve[0], curve[-1]
-    drawn = _svg(
-        720,
-        250,
-        f'{grid}<path class="line" d="{path}"/>{dots}<text class="tick" x="371" y="247">LM calls</text>',
-        label="Best validation score so far against LM calls",
-    )
-    return (
-        f"{drawn}\n<p><small>From {_score(first.best)} after {_count(first.calls)} LM calls to {_score(final.best)} "
-        f"after {_count(final.calls)}. Chosen by this score, so it flatters; the sealed test does not.</small></p>"
-    )
-
-
-_TRADE_OFFS: dict[TradeOff, str] = {
-    "best": "best quality",
-    "knee": "knee",
-    "cheapest": "cheapest at no loss",
-    "fastest": "fastest at no loss",
-}
-
-
-def _front(front: Front, *, chosen: Candidate | None) -> str:
-    """Quality against cost, or latency where cost is no objective, and a row for each point of the front."""
-    by_cost = "cost" in front.objectives
-
-    def names(point: FrontPoint) -> str:
-        said = [_TRADE_OFFS[name] for name in point.trade_offs]
-        return ", ".join([*said, *(["sealed test"] if chosen and point.candidate == chosen.key else [])])
-
-    def cells(measured: Performance) -> str:
-        values: tuple[tuple[float | None, _Show], ...] = (
-            (measured.quality_score, _score),
-            (measured.success_rate, _percent),
-            (measured.avg_cost_per_task, _usd),
-            (measured.avg_latency_ms, _milliseconds),
-        )
-        return "".join(f"<td>{UNKNOWN if value is None else show(value)}</td>" for value, show in values)
-
-    def place(measured: Performance) -> tuple[float, float]:
-        x = measured.avg_cost_per_task if by_cost else measured.avg_latency_ms
-        return x or 0.0, measured.quality_score or 0.0
-
-    known = [place(point.performance) for point in front.points]
-    everything = [*known, *([place(front.baseline)] if front.baseline else [])]
-    (left, right), (low, high) = (_margin([point[axis] for point in everything]) for axis in (0, 1))
-
-    def x(value: float) -> float:
-        return 56 + 630 * (value - left) / (right - left)
-
-    def y(value: float) -> float:
-        return 210 - 190 * (value - low) / (high - low)
-
-    show: _Show = _usd if by_cost else _milliseconds
-    drawn = "".join(
-        f'<line class="grid" x1="56" x2="686" y1="{y(tick):.1f}" y2="{y(tick):.1f}"/>'
-        f'<text class="tick end" x="48" y="{y(tick) + 4:.1f}">{_plain(tick)}</text>'
-        for tick in _ticks(low, high)
-    ) + "".join(
-        f'<text class="tick" x="{x(tick):.1f}" y="228">{show(tick)}</text>' for tick in _ticks(left, right, about=4)
-    )
-    if len(front.objectives) == 2:  # of more, a drawing is only a shadow
-        drawn += f'<path class="line" d="M{" L".join(f"{x(a):.1f} {y(b):.1f}" for a, b in sorted(known))}"/>'
-    if front.baseline:
-        a, b = place(front.baseline)
-        drawn += (
-            f'<g class="same"><circle class="hollow" cx="{x(a):.1f}" cy="{y(b):.1f}" r="6">'
-            f"<title>baseline: {_score(b)} at {show(a)}</title></circle></g>"
-        )
-    for point, (a, b) in zip(front.points, known, strict=True):
-        drawn += (
-            f'<circle class="dot" cx="{x(a):.1f}" cy="{y(b):.1f}" r="3.5"><title>{text(point.candidate)}: {_score(b)} '
-            f"at {show(a)}</title></circle>"
-        )
-        if said := names(point):
-            drawn += f'<text class="tick" x="{x(a):.1f}" y="{y(b) - 9:.1f}">{said}</text>'
-    axis = "cost per run" if by_cost else "latency"
-    plot = _svg(
-        720,
-        250,
-        f'{drawn}<text class="tick" x="371" y="247">{axis}</text>',
-        label=f"Quality against {axis} of the candidates of the front",
-    )
-    rows = "".join(
-        f'<tr><th scope="row"><code>{text(point.candidate)}</code><small>{names(point)}</small></th>'
-        f"{cells(point.performance)}</tr>\n"
-        for point in front.points
-    )
-    if front.baseline:
-        rows += f'<tr><th scope="row">baseline</th>{cells(front.baseline)}</tr>\n'
-    n = front.baseline.n if front.baseline else 0
-    return (
-        f"{plot}\n{_table(('', 'Quality', 'Success', 'Cost per run', 'Latency'), rows)}\n<p><small>{len(front.points)} "
-        f"of {front.validated} candidates that were run on all {n} validation examples; no other one is at least as "
-        "good in everything and better in something. Hollow: baseline. They were chosen by these figures, so they "
-        "flatter.</small></p>"
-    )
-
-
-def _margin(values: Sequence[float]) -> tuple[float, float]:
-    """The ends of an axis that ``values`` lie well within."""
-    low, high = min(values), max(values)
-    margin = 0.1 * (high - low) or 0.05 * abs(high) or 0.05
-    return low - margin, high + margin
-
-
-def _pairs(pairs: Sequence[PairedExample]) -> str:
-    if not pairs:
-        return f"<p>{NOT_MEASURED}</p>"
-    ordered = sorted(pairs, key=lambda pair: (pair.after - pair.before, pair.before))
-    groups = {
-        "better": [pair for pair in ordered if pair.after > pair.before],
-        "same": [pair for pair in ordered if pair.after == pair.before],
-        "worse": [pair for pair in ordered if pair.after < pair.before],
-    }
-    names = {"better": "improved", "same": "unchanged", "worse": "worse"}
-    counts = "".join(
-        f'<span class="{group}"><b>{len(members)}</b> {names[group]}</span>' for group, members in groups.items()
-    )
-    shares, at = "", 0.0
-    for group in ("worse", "same", "better"):
-        width = 720 * len(groups[group]) / len(pairs)
-        shares += f'<rect class="{group}" x="{at:.2f}" width="{max(0.0, width - 1.5):.2f}" height="10"/>'
-        at += width
-    low = min(0.0, *(min(pair.before, pair.after) for pair in pairs))
-    high = max(1.0, *(max(pair.before, pair.after) for pair in pairs))
-    gap = 640 / len(pairs)
-    radius = min(4.0, max(1.2, gap * 0.42))
-
-    def y(score: float) -> float:
-        return 200 - 184 * (score - low) / (high - low)
-
-    drawn = "".join(
-        f'<line class="grid" x1="52" x2="708" y1="{y(tick):.1f}" y2="{y(tick):.1f}"/>'
-        f'<text class="tick end" x="44" y="{y(tick) + 4:.1f}">{_plain(tick)}</text>'
-        for tick in _ticks(low, high)
-    )
-    for place, pair in enumerate(ordered):
-        x = 60 + gap * (place + 0.5)
-        group = "better" if pair.after > pair.before else "worse" if pair.after < pair.before else "same"
-        drawn += (
-            f'<g class="{group}"><title>{text(pair.label)}: {_outcome(pair.before, pair.failure_before)} to '
-            f"{_outcome(pair.after, pair.failure_after)}</title>"
-        )
-        if group != "same":
-            drawn += (
-                f'<line class="stem" x1="{x:.1f}" x2="{x:.1f}" y1="{y(pair.before):.1f}" y2="{y(pair.after):.1f}"/>'
-            )
-            drawn += f'<circle class="hollow" cx="{x:.1f}" cy="{y(pair.before):.1f}" r="{radius:.1f}"/>'
-        drawn += f'<circle class="full" cx="{x:.1f}" cy="{y(pair.after):.1f}" r="{radius:.1f}"/></g>'
-    strip = _svg(720, 10, shares)
-    plot = _svg(720, 212, drawn, label="Score of each test example before and after, worst change first")
-    return (
-        f'<p class="counts">{counts}</p>\n<div class="strip">{strip}</div>\n{plot}\n<p><small>{len(pairs)} test '
-        "examples, ordered from the largest loss to the largest gain. Hollow: baseline; filled: optimized. A failed "
-        "run counts 0.</small></p>"
-    )
-
-
-def _outcome(score: float, failure: str | None) -> str:
-    return _score(score) if failure is None else f"failed ({text(failure)})"
 
 
 _STYLE = """

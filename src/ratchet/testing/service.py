@@ -18,7 +18,7 @@ from ratchet.service.app import create_app
 from ratchet.settings import Settings
 from ratchet.storage.jobs import Job
 from ratchet.storage.sql import SqlArchive
-from ratchet.testing_server import SIGNATURE, rows
+from ratchet.testing.lm_server import SIGNATURE, rows
 
 BASE = "http://127.0.0.1:9/v1"
 """An LM server that requests may name; nobody listens there."""

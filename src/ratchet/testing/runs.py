@@ -32,8 +32,8 @@ from ratchet.run import Given, Run, new_run, prepare, resumed_run
 from ratchet.settings import Settings
 from ratchet.storage.memory import MemoryNotebook
 from ratchet.storage.sql import SqlArchive, optimizations, replies
-from ratchet.testing_lm import Asked, ScriptedLM
-from ratchet.testing_server import LABELS, SIGNATURE, reply, rows
+from ratchet.testing.lm import Asked, ScriptedLM
+from ratchet.testing.lm_server import LABELS, SIGNATURE, reply, rows
 
 TIMES = {"seconds", "latency_ms", "avg_latency_ms", "latency_comparison", "forecast_minutes"}
 COSTS = {"spend", "optimization_id"}

@@ -2,7 +2,7 @@
 
     with StubServer(latency=0.01) as stub:
         lm = dspy.LM("openai/stub", api_base=stub.base, api_key="none")
-    python -m ratchet.testing_server --port 8123 --die-after 50     # GET /stats, GET /log
+    python -m ratchet.testing.lm_server --port 8123 --die-after 50     # GET /stats, GET /log
 
 The rule. An input names its case as ``#17``. The right value of an output field is its choice number 17 modulo the
 number of choices (of an open text: ``value-2``, 17 modulo 5). ``rows`` writes data by this rule. A right answer is
@@ -269,7 +269,7 @@ def _handler(stub: StubServer) -> type[BaseHTTPRequestHandler]:
 def main(arguments: list[str] | None = None) -> None:
     """Serve until killed; the first line printed is the address."""
     parser = argparse.ArgumentParser(
-        prog="python -m ratchet.testing_server", description=(__doc__ or "").partition("\n")[0]
+        prog="python -m ratchet.testing.lm_server", description=(__doc__ or "").partition("\n")[0]
     )
     parser.add_argument("--port", type=int, default=0)
     parser.add_argument("--latency", type=float, default=0.0, help="seconds before each answer")

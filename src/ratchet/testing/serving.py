@@ -30,7 +30,7 @@ from ratchet.service.app import create_app
 from ratchet.settings import Settings
 from ratchet.storage.audit import Audit
 from ratchet.storage.keys import Keys
-from ratchet.testing_service import Clock, RecordingQueue, actor, desk_in
+from ratchet.testing.service import Clock, RecordingQueue, actor, desk_in
 
 
 def free_port() -> int:

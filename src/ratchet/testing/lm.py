@@ -12,7 +12,7 @@ from typing import Any
 import dspy
 from dspy.lm15 import Message, Request, Response, Usage
 
-from ratchet.testing_server import reply
+from ratchet.testing.lm_server import reply
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,7 +37,7 @@ class Asked:
         return self.turns[-1][1]
 
     def by_the_rule(self) -> str:
-        """What ``ratchet.testing_server`` answers."""
+        """What ``ratchet.testing.lm_server`` answers."""
         turns = [{"role": role, "content": text} for role, text in self.turns]
         return reply({"messages": [{"role": "system", "content": self.system}, *turns]})
 
@@ -133,7 +133,7 @@ class AsyncEngine:
 
 
 class ScriptedLM(dspy.LM):  # type: ignore[misc]
-    """An LM that answers from a function, by default by the rule of ``ratchet.testing_server``.
+    """An LM that answers from a function, by default by the rule of ``ratchet.testing.lm_server``.
 
     Args:
         script: Says what is answered.

@@ -34,7 +34,7 @@ from a2a.types.a2a_pb2 import (
 from google.protobuf.json_format import MessageToDict
 from starlette.applications import Starlette
 
-from ratchet.testing_agent import TEXT, label_of
+from ratchet.testing.agent import TEXT, label_of
 
 
 @dataclass

@@ -3,7 +3,7 @@
     with AgentServer() as agent:
         agent.spec()   # what to write into agent.json
 
-It listens as ``ratchet.testing_server`` does, with the same faults on demand, and answers to any JSON that has
+It listens as ``ratchet.testing.lm_server`` does, with the same faults on demand, and answers to any JSON that has
 ``inputs`` and ``components`` in it, or to a chat request. The right label is told where a component contains ``MAGIC``,
 and for a share ``BASE`` of the cases else.
 """
@@ -15,7 +15,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Any
 
-from ratchet.testing_server import BASE, LABELS, MAGIC, StubServer, completion, share
+from ratchet.testing.lm_server import BASE, LABELS, MAGIC, StubServer, completion, share
 
 TEXT = "You sort cases. Answer with a label."
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from ratchet.testing.algorithm import AlgorithmServer, JsonSearch, SpentError
+from ratchet.testing.algorithm_server import AlgorithmServer, JsonSearch, SpentError
 from ratchet.testing.service import House, house_in
 
 SECRET = "a shared secret"

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from ratchet.testing_service import House
+from ratchet.testing.service import House
 
 NOT_TO_BE_READ = ("application/vnd.apache.parquet",)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields
@@ -26,6 +27,8 @@ from ratchet.settings import Settings
 
 ENDED = ("improved", "no_proven_gain", "declined")
 GOES_ON = ("paused", "cancelled", "failed")
+PATIENCE_SECONDS = 5.0
+"""How long is waited for a status to follow the last event."""
 LOCAL_HOSTS = re.compile(r"https://|http://(localhost|127\.|\[::1\])")
 
 
@@ -158,7 +161,8 @@ def _target(options: Options) -> dict[str, Any]:
         return {"spec": {name: value for name, value in spec.items() if value is not None}}
     if text.endswith((".yaml", ".yml")):
         raise BadRequest(
-            f"the target {text!r} is the spec of an agent; keep it as a target of the server, and name that"
+            f"the target {text!r} is the spec of an agent, and a server takes none; without --server, and with "
+            "RATCHET_SERVER unset, it is optimized from this machine"
         )
     if text.endswith(".json"):
         try:
@@ -267,8 +271,8 @@ def _follow(client: Client, identity: str, *, out: Path | None, as_json: bool, s
             for event in client.events(identity):
                 meter.calls = event.payload.get("calls", meter.calls)
                 progress(Event(kind=event.kind, payload=event.payload))
-                if event.kind == "ended" and client.optimization(identity)["status"] == "paused":
-                    break
+                if event.kind == "ended" and client.optimization(identity)["wanted"] == "pause":
+                    break  # the stream stays open for whoever waits until it is resumed
     except KeyboardInterrupt:
         say(
             f"\nit goes on without you. Follow it again with: {_command(client, 'watch', identity)}\n"
@@ -277,7 +281,17 @@ def _follow(client: Client, identity: str, *, out: Path | None, as_json: bool, s
         if as_json:
             _print_json({"optimization_id": identity, "status": "running", "error": "no longer followed"})
         raise typer.Exit(STOPPED) from None
-    _tell_end(client, client.optimization(identity), out=out, as_json=as_json, settings=settings)
+    _tell_end(client, _rested(client, identity), out=out, as_json=as_json, settings=settings)
+
+
+def _rested(client: Client, identity: str) -> Json:
+    """The optimization; its last event is told a moment before its status is."""
+    end = time.monotonic() + PATIENCE_SECONDS
+    while True:
+        job = client.optimization(identity)
+        if job["status"] != "running" or job["wanted"] == "run" or time.monotonic() > end:
+            return job
+        time.sleep(0.05)
 
 
 def _command(client: Client, name: str, identity: str) -> str:

@@ -7,7 +7,7 @@ TORCH_VERSION := 2.13.0
 TORCH_CPU := 6746dbcbeb526eb61330b76b41ff1b4eb848951103a892eeb080dfa2b264667b
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help demo serve test check format acceptance bench-gain bench-throughput bench-wallclock bench-chaos bench-memory bench-hypervolume bench-surfaces bench-fleet lock lock-torch docs clean
+.PHONY: help demo serve test check format acceptance bench-gain bench-throughput bench-wallclock bench-chaos bench-memory bench-hypervolume bench-surfaces bench-fleet bench-privacy lock lock-torch docs clean
 
 help:  ## Show what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -71,8 +71,11 @@ bench-surfaces: $(TORCH)  ## Evaluations that searches need on recorded response
 bench-fleet: $(READY)  ## 10, 100 and 1000 optimizations at once through `ratchet serve`; MORE=--postgres with two workers
 	$(BIN)/python -m bench.fleet $(MORE) $(QUICK)
 
+bench-privacy: $(READY)  ## Precision and recall of what finds personal data, on texts whose truth is known
+	$(BIN)/python -m bench.privacy
+
 lock: $(READY)  ## Resolve pyproject.toml anew into requirements.lock
-	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --extra local --extra service --group dev --output-file requirements.lock pyproject.toml
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --extra local --extra privacy --extra service --group dev --output-file requirements.lock pyproject.toml
 
 # One resolution, twice: with the CPU build for Linux, which not every index has, and with what an index has.
 lock-torch: $(READY)  ## Resolve PyTorch anew, for the tests of `surrogate`

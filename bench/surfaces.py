@@ -4,12 +4,13 @@
     python -m bench.surfaces --quick    3 seeds
 
 A surface holds the score of every combination of instructions and demos on every example, so that the best one is known
-and a search costs no LM. The surfaces are synthetic: a score is 1 where
+and a search costs no LM. `trec` was measured with a real LM (`bench/record.py`); its seeds shuffle options and rows.
+The others are synthetic: a score is 1 where
 
     mean + instructions + demos + both together + example + instructions x example + demos x example + noise > 0
 
 and every part is normal. Part of what instructions and demos do depends on the phrases they hold, so that texts tell of
-it; on the surface ``mute`` texts tell nothing. Each seed draws a surface of its own.
+it; on the surfaces ``mute`` and `trec` texts tell nothing. Each seed draws a surface of its own.
 
 First question: after how many evaluations does a search first hold a combination within two points of the best, with a
 budget of 4,000 (TPE and random search: 12,000)? "Holds" means that it would hand it over if it were stopped there.
@@ -64,7 +65,7 @@ LIMIT = 4000
 LONG_LIMIT = 12_000
 """For those who would mostly never hold one within ``LIMIT``; what they do does not depend on the limit."""
 BUDGETS = (100, 200, 300, 500, 700, 1000)
-AT_END = ("medium", "wide")
+AT_END = ("medium", "wide", "trec")
 """The surfaces on which budgets are compared."""
 N_EXAMPLES = 100
 
@@ -129,6 +130,11 @@ class Surface:
 
 RECORDED = Path(__file__).parent / "recorded"
 """Surfaces that were measured with a real LM by ``bench/record.py``."""
+
+
+def measured() -> list[str]:
+    """The names of the measured surfaces."""
+    return sorted(path.stem for path in RECORDED.glob("*.json"))
 
 
 @lru_cache(maxsize=4)
@@ -401,7 +407,7 @@ def main() -> None:
     """Print both tables, and say whether half of TPE's evaluations are enough."""
     parser = argparse.ArgumentParser(prog="python -m bench.surfaces")
     parser.add_argument("--seeds", type=int, default=20)
-    parser.add_argument("--surfaces", default=",".join(KINDS))
+    parser.add_argument("--surfaces", default=",".join((*KINDS, *measured())))
     parser.add_argument("--contestants", default=",".join(CONTESTANTS))
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--quick", action="store_true")

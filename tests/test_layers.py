@@ -22,6 +22,8 @@ HEAVY = {
     "dbos",
     "uvicorn",
     "torch",
+    "presidio_analyzer",
+    "spacy",
 }
 
 
@@ -54,7 +56,8 @@ ROOMS = {
     "engine": {"core", "engine", "programs"},
     "analytics": {"core", "engine", "analytics"},
     "storage": {"core", "engine", "programs", "storage"},
-    "service": {"core", "storage", "service", "desk", "settings", "options", "bootstrap"},
+    "privacy": {"core", "privacy"},
+    "service": {"core", "storage", "service", "privacy", "desk", "settings", "options", "bootstrap"},
 }
 """What each room may import."""
 

@@ -10,6 +10,7 @@ import stat
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -329,6 +330,19 @@ def test_a_failure_there_is_a_failure_here(
     assert "failed: the LM is gone" in ratchet("status", job).stdout
 
 
+NOT_SENT_AS_THEY_ARE = {
+    "data",
+    "train",
+    "validation",
+    "test",
+    "lm_key_env",
+    "tenant",
+    "learn_from",
+    "tune_tools",
+    "pii",
+}
+
+
 def test_every_option_of_a_command_reaches_the_server(quiet: tuple[ServingThread, Client]) -> None:
     _, client = quiet
     options = Options(
@@ -372,9 +386,31 @@ def test_every_option_of_a_command_reaches_the_server(quiet: tuple[ServingThread
     kept = Options.from_json(client.optimization(job["id"])["request"]["options"])
     standard = Options(target="")
     for name in Options.__dataclass_fields__:
-        if name not in ("data", "train", "validation", "test", "lm_key_env", "tenant", "learn_from", "tune_tools"):
+        if name not in (
+            "data",
+            "train",
+            "validation",
+            "test",
+            "lm_key_env",
+            "tenant",
+            "learn_from",
+            "tune_tools",
+            "pii",
+        ):
             assert getattr(options, name) != getattr(standard, name), f"{name} is not tried here"
             assert getattr(kept, name) == getattr(options, name), name
+
+
+def test_what_is_said_of_personal_data_goes_along_with_the_file(quiet: tuple[ServingThread, Client]) -> None:
+    _, client = quiet
+    rows = [{"text": f"Write to jane{n}@example.org", "label": "amber"} for n in range(40)]
+    Path("people.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    options = Options(target="a -> b", data="people.jsonl", pii={"default": "redact"})
+    kept = client.dataset(request(client, options)["data"])
+    assert kept["privacy"]
+    assert "jane" not in json.dumps(kept)
+    with pytest.raises(BadRequest, match="leave --pii out"):
+        request(client, replace(options, data="people@1"))
 
 
 def test_a_target_may_be_kept_or_saved_and_data_kept(quiet: tuple[ServingThread, Client]) -> None:

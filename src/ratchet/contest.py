@@ -25,6 +25,7 @@ from ratchet.core.statistics import Comparison, compare_paired, holm
 from ratchet.engine.archive import Notebook, Optimization
 from ratchet.engine.report import Measure
 from ratchet.engine.runner import Runner
+from ratchet.guard import guarded
 from ratchet.options import Options
 from ratchet.programs import loop
 from ratchet.publish import side
@@ -155,6 +156,8 @@ def contest(
     """
     if not names or len(set(names)) < len(names):
         raise BadRequest(f"name algorithms to compare, each once; these are {', '.join(names) or 'none'}")
+    options, cleaner = guarded(options, settings, archive)
+    given = replace(given, cleaner=cleaner)
     entries = _entries(options, names, given, settings)
     found = [(entry, *_optimized(entry, given, settings, archive, carry)) for entry in entries]
     results = [(entry.name, stored, result) for entry, stored, result in found if result is not None]

@@ -17,7 +17,9 @@ from ratchet.core.errors import BadRequest
 from ratchet.core.request import MetricName
 from ratchet.core.result import OptimizationResult, Performance
 from ratchet.engine.archive import Event
+from ratchet.guard import clean_rows, cleaner_for, policy_for, to_store
 from ratchet.options import Options
+from ratchet.privacy.policy import Policy
 from ratchet.programs.datasets import Splits, read_rows
 from ratchet.programs.journal import Fork
 from ratchet.programs.remote_algorithm import Address, AllowedHosts
@@ -31,6 +33,7 @@ from ratchet.storage.forks import stages_before
 from ratchet.storage.jobs import Job, Jobs, Wanted
 from ratchet.storage.keys import Keys
 from ratchet.storage.outcomes import outcomes
+from ratchet.storage.privacy import Cleaned, PseudonymKeys, how_cleaned
 from ratchet.storage.shelf import Dataset, Shelf, StoredTarget
 from ratchet.storage.sql import SqlArchive
 from ratchet.storage.versions import Versions
@@ -112,6 +115,7 @@ class Desk:
         self.versions = Versions(archive, self.audit)
         self.algorithms = Algorithms(archive, self.audit)
         self.experiments = Experiments(archive, self.audit)
+        self.pseudonyms = PseudonymKeys(archive)
         self.archive = archive
         self._queue = queue
 
@@ -157,6 +161,10 @@ class Desk:
             raise BadRequest("no data was given; give data, or train, validation and test", field="data")
         sets = {part: self.shelf.dataset(actor.tenant, reference) for part, reference in data.items()}
         rows = {part: self.shelf.rows(dataset) for part, dataset in sets.items()}
+        how = [found.policy for each in sets.values() if (found := how_cleaned(self.archive, each.id)) is not None]
+        asked = replace(
+            asked, pii=next((each for each in how if Policy.from_json(each).is_on), how[0] if how else None)
+        )
         run = new_run(asked, Given(rows=rows), self.settings, self.archive, status="queued")
         run.notebook.note(Event(kind="queued", payload={"target": name, "by": actor.name}))
         run.notebook.flush()
@@ -288,14 +296,25 @@ class Desk:
 
     # --- data sets and targets ---------------------------------------------------------------------------------------
 
-    def keep_dataset(self, actor: Actor, name: str, file: Path) -> tuple[Dataset, bool]:
+    def keep_dataset(
+        self, actor: Actor, name: str, file: Path, *, pii: Mapping[str, Any] | None = None
+    ) -> tuple[Dataset, bool]:
         """A data set read from an uploaded file, and whether it is a new version.
+
+        Args:
+            pii: What is done with personal data before anything is kept; None for what this installation does.
 
         Raises:
             BadData: a row cannot be used; the message names it.
-            BadRequest: the name cannot be used.
+            BadRequest: the name or the policy cannot be used.
         """
-        return self.shelf.keep_dataset(actor, name, read_rows(file), size=file.stat().st_size)
+        rows, size = read_rows(file), file.stat().st_size
+        cleaner = cleaner_for(policy_for(pii, self.settings, called=name), self.archive, tenant=actor.tenant)
+        report = None
+        if cleaner is not None:
+            rows, report = clean_rows(cleaner, rows)
+        how = Cleaned(policy=to_store(cleaner), report=report.to_json() if report else None)
+        return self.shelf.keep_dataset(actor, name, rows, size=size, cleaned=how)
 
     def keep_target(self, actor: Actor, name: str, spec: Mapping[str, Any]) -> tuple[StoredTarget, bool]:
         """A target, and whether it is a new version; it was built once, so that it is known to work.

@@ -15,9 +15,10 @@ from typing import Any
 from ratchet.core.errors import BadRequest, Cancelled
 from ratchet.core.evaluation import Evaluation, Evaluations
 from ratchet.core.problem import Example
-from ratchet.engine.archive import Archive, Event, Optimization
+from ratchet.engine.archive import Event, Optimization
 from ratchet.engine.report import Side
 from ratchet.engine.runner import Runner
+from ratchet.guard import clean_rows, guarded
 from ratchet.options import Options
 from ratchet.programs import loop
 from ratchet.programs.datasets import Splits, read_rows, without_duplicates
@@ -26,6 +27,7 @@ from ratchet.publish import side
 from ratchet.run import Given, Run, examples_for, identities, prepare
 from ratchet.settings import Settings
 from ratchet.storage.memory import MemoryNotebook
+from ratchet.storage.sql import SqlArchive
 
 STAGE = "evaluate"
 _AT_ONCE = 50
@@ -80,7 +82,7 @@ def begin(
     options: Options,
     file: Path,
     settings: Settings,
-    archive: Archive,
+    archive: SqlArchive,
     *,
     limit: int | None,
     emit: Callable[[Event], None],
@@ -96,13 +98,17 @@ def begin(
     """
     module = resolve_target(options.target, kind=options.module, instructions=options.instructions).module
     rows = read_rows(file)
+    options, cleaner = guarded(options, settings, archive)
+    if cleaner is not None:
+        rows, report = clean_rows(cleaner, rows)
+        emit(Event(kind="note", payload={"message": report.told()}))
     read = examples_for(module, rows, metric=options.metric, rename=dict(options.fields), file=file)
     examples, notes = without_duplicates(read)
     examples = examples[:limit]
     for note in notes:
         emit(Event(kind="note", payload={"message": note}))
     splits = Splits(train=examples, validation=(), test=examples, notes=notes)
-    prepared = prepare(options, Given(), settings, splits=splits)
+    prepared = prepare(options, Given(cleaner=cleaner), settings, splits=splits)
     identity = uuid.uuid4().hex[:12]
     Run(prepared, MemoryNotebook(), optimization_id=identity, spent_seconds=0.0)
     notebook = archive.start(

@@ -38,6 +38,8 @@ class Options:
         learn_from: Ids of optimizations whose lessons are tried, however unlike their tasks are.
         fields: Input field of the program -> column of the file.
         tune_tools: Whether the descriptions of tools and of their arguments are tuned too.
+        pii: What is done with personal data, as ``ratchet.privacy.policy.Policy.from_json`` takes it; None for what
+            this installation does. Names are not stored with it.
     """
 
     target: str
@@ -81,6 +83,7 @@ class Options:
     learn_from: tuple[str, ...] = ()
     fields: tuple[tuple[str, str], ...] = ()
     tune_tools: bool = False
+    pii: Mapping[str, Any] | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The options as JSON data."""

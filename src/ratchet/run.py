@@ -6,7 +6,7 @@ import importlib.metadata
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -28,7 +28,9 @@ from ratchet.core.request import Constraints, Objective, OptimizationRequest, Ta
 from ratchet.core.result import OptimizationResult, Spend, Status
 from ratchet.engine.archive import Event, Notebook, Optimization
 from ratchet.engine.optimize import Algorithms, Job, Optimizer, with_spend
+from ratchet.guard import KEEP, clean_examples, clean_rows, clean_splits, guarded
 from ratchet.options import AUTO, Options
+from ratchet.privacy.clean import Cleaner
 from ratchet.programs import targets, telemetry
 from ratchet.programs.datasets import Row, Splits, assemble, dataset_hash, read_rows, to_examples
 from ratchet.programs.dspy_program import DspyProgram, input_names, output_names
@@ -58,6 +60,7 @@ class Given:
 
     Attributes:
         rows: Rows of a stored data set, by the name of the option whose file they stand for.
+        cleaner: Cleans the data, and what is sent to the reflection LM and the judge.
     """
 
     program: dspy.Module | None = None
@@ -68,6 +71,7 @@ class Given:
     lm: dspy.BaseLM | None = None
     reflection_lm: dspy.BaseLM | None = None
     algorithms: Mapping[str, Search] = field(default_factory=dict)
+    cleaner: Cleaner | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,6 +90,7 @@ class Prepared:
     custom: Mapping[str, catalogue.Custom] = field(default_factory=dict)
     gpu_enabled: bool = True
     embedder: str = ""
+    cleaner: Cleaner | None = None
 
 
 def known_algorithms() -> tuple[str, ...]:
@@ -128,7 +133,7 @@ def prepare(
     reflection, *stand_ins = _reflection_lms(options, given, settings) or [task]
     judge = _lm(options.judge_lm, options, settings) if options.judge_lm else None
     if splits is None:
-        splits = given.splits or _splits(options, given, target.module)
+        splits = _splits(options, given, target.module)
     return Prepared(
         options=options,
         request=request,
@@ -142,6 +147,7 @@ def prepare(
         custom=custom,
         gpu_enabled=settings.gpu_enabled,
         embedder=settings.embedder,
+        cleaner=given.cleaner,
     )
 
 
@@ -235,20 +241,26 @@ def examples_for(
 
 
 def _splits(options: Options, given: Given, module: dspy.Module) -> Splits:
+    if given.splits is not None:
+        return given.splits if given.cleaner is None else clean_splits(given.cleaner, given.splits)
     files = {"data": options.data, "train": options.train, "validation": options.validation, "test": options.test}
-    parts: dict[str, Any] = {}
-    for name, file in files.items():
-        if file is not None:
-            rename = dict(options.fields)
-            parts[name] = examples_for(module, read_rows(file), metric=options.metric, rename=rename, file=file)
-    for name, rows in given.rows.items():
-        rename = dict(options.fields)
-        parts[name] = examples_for(module, rows, metric=options.metric, rename=rename, file=name)
+    read = {name: (file, read_rows(file)) for name, file in files.items() if file is not None}
+    read |= {name: (name, list(rows)) for name, rows in given.rows.items()}
+    parts, notes = dict[str, Any](), list[str]()
+    for name, (file, rows) in read.items():
+        if given.cleaner is not None:
+            rows, report = clean_rows(given.cleaner, rows)
+            notes.append(f"{name}: {report.told()}")
+        parts[name] = examples_for(module, rows, metric=options.metric, rename=dict(options.fields), file=file)
     if given.examples is not None:
         parts["data"] = given.examples
+        if given.cleaner is not None:
+            parts["data"], report = clean_examples(given.cleaner, given.examples)
+            notes.append(f"data: {report.told()}")
     if not parts:
         raise BadRequest("no data was given; say --data FILE, or --train, --validation and --test")
-    return assemble(**parts, seed=options.seed)
+    splits = assemble(**parts, seed=options.seed)
+    return replace(splits, notes=(*notes, *splits.notes))
 
 
 class Run:
@@ -344,7 +356,7 @@ class Run:
         self._concurrency = concurrency
 
     def _line(self, role: Role, named: NamedLM) -> Line:
-        price = self.prepared.options.price
+        price, cleaner = self.prepared.options.price, self.prepared.cleaner
         return Line(
             named.lm,
             role,
@@ -352,6 +364,7 @@ class Run:
             supports_schema=named.supports_schema,
             alive=named.local,
             shared_as=named.shared_as if self.prepared.options.share_replies else None,
+            clean=cleaner.prompt if cleaner is not None and role != "task" else None,
         )
 
     def _price_needed(self) -> None:
@@ -569,7 +582,9 @@ def new_run(
     Raises:
         UserError: the request cannot be carried out; nothing was stored then.
     """
-    prepared = prepare(options, given, settings, addresses=addresses(archive, options.tenant))
+    options, cleaner = guarded(options, settings, archive)
+    found = addresses(archive, options.tenant)
+    prepared = prepare(options, replace(given, cleaner=cleaner), settings, addresses=found)
     if isinstance(prepared.target.module, RemoteAgent) and prepared.reflection is None:
         raise BadRequest("the texts of a remote agent are rewritten by an LM; name one with --reflection-lm")
     identity = identity or uuid.uuid4().hex[:12]
@@ -628,7 +643,10 @@ def resumed_run(
     if stored.request.get("kind") == "objects" and given.program is None:
         raise BadRequest(f"{stored.id} was begun from Python, with objects that no name here stands for")
     notebook = archive.open(stored.id)
-    options = Options.from_json(stored.request["options"])
+    # One that was begun before there were policies kept everything.
+    options = Options.from_json({"pii": KEEP.to_json(), **stored.request["options"]})
+    _, cleaner = guarded(options, settings, archive)
+    given = replace(given, cleaner=cleaner)
     parts = notebook.examples()
     fork = Fork.from_json(stored.request["fork"]) if "fork" in stored.request else None
     notes = () if fork is None else (f"it was forked from {fork.of}, whose sealed test has the same examples",)

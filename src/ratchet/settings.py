@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Literal
 
 from pydantic import AliasChoices, Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -35,6 +36,8 @@ class Settings(BaseSettings):
         max_body_kb: The largest body of any other request.
         key_rate: Requests per minute of one key, at one server.
         request_seconds: How long a request may take to arrive, and its answer to begin.
+        pii: What is done with personal data in all fields that nothing else is said of; None for ``keep``.
+        pii_policy: A file that says more of it: fields, names, patterns.
         oidc_issuer, oidc_audience, oidc_jwks: The identity provider whose tokens the service takes: ``iss``, ``aud``,
             and the address of its keys; no issuer takes none.
         oidc_role_claim, oidc_tenant_claim: The claims that say what the bearer may do, and whose things they see.
@@ -65,6 +68,8 @@ class Settings(BaseSettings):
     max_body_kb: float = 1024.0
     key_rate: int = Field(default=6000, ge=1)
     request_seconds: float = Field(default=300.0, gt=0)
+    pii: Literal["keep", "redact", "pseudonymise"] | None = None
+    pii_policy: Path | None = None
     oidc_issuer: str = ""
     oidc_audience: str = ""
     oidc_jwks: str = ""

@@ -317,7 +317,7 @@ class Turned:
     """The examples in another order for each candidate, so that what has options in common meets different examples.
 
     Instructions and demos act on an example much alike whatever they stand beside: a second candidate with the same
-    demos tells little on the same examples, and as much again on others. See docs/decisions/0017.
+    demos tells little on the same examples, and as much again on others. See docs/decisions/0006.
 
     Args:
         order: The validation examples.

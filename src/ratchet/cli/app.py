@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from ratchet.cli import agents, custom, flags, server, serving
+from ratchet.cli import agents, custom, data, flags, server, serving
 from ratchet.cli.begin import begin as _settings
 from ratchet.cli.begin import examples as _examples
 from ratchet.cli.begin import place
@@ -26,6 +26,7 @@ app = typer.Typer(
 models = typer.Typer(no_args_is_help=True, help="Local models: the weights that `--lm local` runs.")
 app.add_typer(models, name="models")
 app.add_typer(custom.algorithms, name="algorithms")
+app.add_typer(data.data, name="data")
 lessons = typer.Typer(no_args_is_help=True, help="What optimizations taught; the next ones begin with it.")
 app.add_typer(lessons, name="lessons")
 app.command("serve")(serving.serve)
@@ -115,6 +116,10 @@ def optimize(
     no_warm_start: flags.NoWarmStart = False,
     learn_from: flags.LearnFrom = "",
     lessons_may_quote: flags.LessonsMayQuote = False,
+    pii: flags.Pii = None,
+    pii_field: flags.PiiField = None,
+    pii_policy: flags.PiiPolicy = None,
+    pii_set: flags.PiiSet = None,
     tenant: flags.Tenant = "default",
     force: flags.Force = False,
     out: Annotated[Path | None, flags.flag("out", "Folder for the files; RATCHET_HOME/runs/ID if left out.")] = None,
@@ -168,6 +173,7 @@ def optimize(
         lessons_may_quote=lessons_may_quote,
         tenant=tenant,
         fields=flags.fields(map),
+        pii=flags.policy(pii, pii_field, pii_policy, pii_set),
     )
     place(settings, "work").optimize(options, out=out, as_json=json, settings=settings)
 

@@ -103,6 +103,21 @@ LearnFrom = Annotated[
 LessonsMayQuote = Annotated[
     bool, flag("lessons-may-quote", "Let the lesson keep text of examples, and so demos.", panel=_SEARCH)
 ]
+Pii = Annotated[
+    str | None,
+    flag("pii", "Personal data in every field: keep, redact, pseudonymise or drop.", metavar="TREATMENT", panel=_DATA),
+]
+PiiField = Annotated[
+    list[str] | None,
+    flag("pii-field", "Personal data in one field; repeatable.", metavar="FIELD=TREATMENT", panel=_DATA),
+]
+PiiPolicy = Annotated[
+    Path | None, flag("pii-policy", "A JSON file: default, fields, names, patterns, kinds.", panel=_DATA)
+]
+PiiSet = Annotated[
+    str | None,
+    flag("pii-set", "Data of one name gets the same pseudonyms; else the files' names.", metavar="NAME", panel=_DATA),
+]
 Tenant = Annotated[str, flag("tenant", "Whose lessons; nobody else sees them.", panel=_SEARCH)]
 Force = Annotated[bool, flag("force", "Go on although the pre-flight advises against it.", panel=_SEARCH)]
 
@@ -160,6 +175,21 @@ def fields(pairs: list[str] | None) -> tuple[tuple[str, str], ...]:
             raise BadRequest(f"--map {pair!r} is not understood; give FIELD=COLUMN such as text=question")
         found.append((field.strip(), column.strip()))
     return tuple(found)
+
+
+def policy(
+    default: str | None, pairs: list[str] | None, file: Path | None, called: str | None
+) -> dict[str, Any] | None:
+    """What is said of personal data; None where nothing is.
+
+    >>> policy("redact", ["customer=drop"], None, None)
+    {'default': 'redact', 'fields': {'customer': 'drop'}}
+    """
+    from ratchet.privacy.policy import field_treatments, merged, read_policy
+
+    said = {"default": default, "fields": field_treatments(pairs or []) or None, "set": called}
+    more = {name: value for name, value in said.items() if value is not None}
+    return merged(read_policy(file) if file is not None else {}, more) or None
 
 
 def names(text: str) -> tuple[str, ...]:

@@ -92,7 +92,7 @@ _ELSEWHERE = frozenset(
     {
         *("target", "module", "instructions", "data", "train", "validation", "test", "algorithms", "objectives"),
         *("max_minutes", "min_improvement", "max_calls", "max_usd", "max_resource_usage", "target_values", "fields"),
-        *("metric", "rubric"),
+        *("metric", "rubric", "pii"),
     }
 )
 """Options that it takes in another form."""
@@ -185,11 +185,13 @@ def _data(client: Client, options: Options) -> dict[str, str]:
         path = Path(text)
         if path.is_file():
             name = re.sub(r"[^A-Za-z0-9._-]+", "-", path.stem).strip("-._")[:100] or "data"
-            kept = client.upload(name, path)
+            kept = client.upload(name, path, privacy=options.pii)
             say(f"{path}: {kept['rows']} rows, kept as {kept['name']}@{kept['version']}")
             found[part] = kept["id"]
         elif path.suffix.lower() in KINDS or len(path.parts) > 1:
             raise BadRequest(f"--{part} {text}: there is no such file")
+        elif options.pii is not None:
+            raise BadRequest(f"--{part} {text} is kept on the server as it was cleaned there; leave --pii out")
         else:
             found[part] = text
     return found

@@ -30,7 +30,7 @@ REMOTE = frozenset(
 )
 """Commands that a server carries out."""
 
-HERE = frozenset({"verify", "models list", "models pull", "algorithms check", "mcp"})
+HERE = frozenset({"verify", "models list", "models pull", "algorithms check", "data scan", "data clean", "mcp"})
 """Commands that are carried out here whether there is a server or not."""
 
 INSTEAD = {

@@ -152,6 +152,43 @@ _READERS: Mapping[str, Callable[[Path], Iterator[tuple[int, Fields]]]] = {
 }
 
 
+def write_rows(path: str | Path, rows: Sequence[Row]) -> None:
+    """Write rows to a file of any kind that ``read_rows`` reads.
+
+    Raises:
+        BadData: the file cannot be written, or not in this form.
+    """
+    path = Path(path)
+    suffix, fields = path.suffix.lower(), [dict(row.fields) for row in rows]
+    if suffix not in _READERS:
+        _refuse(
+            path, None, f"files ending in {suffix or 'nothing'!r} are not written; use one of {', '.join(_READERS)}"
+        )
+    try:
+        if suffix == ".parquet":
+            import pyarrow
+            import pyarrow.parquet
+
+            pyarrow.parquet.write_table(pyarrow.Table.from_pylist(fields), path)
+        elif suffix in (".csv", ".tsv"):
+            with path.open("w", encoding="utf-8", newline="") as stream:
+                names = list(dict.fromkeys(name for row in fields for name in row))
+                writer = csv.writer(stream, delimiter="," if suffix == ".csv" else "\t", lineterminator="\n")
+                writer.writerow(names)
+                writer.writerows([_cell(row.get(name, "")) for name in names] for row in fields)
+        elif suffix == ".json":
+            path.write_text(json.dumps(fields, ensure_ascii=False, indent=1), encoding="utf-8")
+        else:
+            lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in fields)
+            path.write_text("".join(lines), encoding="utf-8")
+    except OSError as error:
+        _refuse(path, None, f"cannot be written: {error.strerror}")
+
+
+def _cell(value: object) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
 def _text(path: Path) -> str:
     try:
         content = path.read_bytes()

@@ -2,14 +2,31 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import dspy
 from dspy.lm15 import Request, Response
 
+from ratchet.core.errors import RatchetError
 from ratchet.programs.gateway import Ask, Gateway
+from ratchet.programs.ledger import Halt
 from ratchet.programs.line import Line, LmCall, current_call
+from ratchet.programs.outgoing import outgoing
 from ratchet.programs.replies import response_of
+
+
+def _leaving(gateway: Gateway, line: Line, request: Request) -> Request:
+    """``request`` as it may leave.
+
+    Raises:
+        Halt: it could not be made so, and nothing more leaves: an optimizer would take another error for a bad prompt.
+    """
+    try:
+        return outgoing(line, request)
+    except RatchetError as error:
+        gateway.halt(error)
+        raise Halt(error) from error
 
 
 class _Door:
@@ -29,6 +46,7 @@ class _Door:
 
     def complete(self, request: Request) -> Response:
         """The reply to ``request``."""
+        request = _leaving(self.gateway, self.line, request)
         return response_of(self.gateway.fetch(self.line, Ask(self.line.key(request), request)))
 
     def close(self) -> None:
@@ -47,6 +65,8 @@ class _AsyncDoor:
 
     async def complete(self, request: Request) -> Response:
         """The reply to ``request``."""
+        if self.line.clean is not None:  # long prompts take a while, and others are on this loop
+            request = await asyncio.to_thread(_leaving, self.gateway, self.line, request)
         return response_of(await self.gateway.afetch(self.line, Ask(self.line.key(request), request)))
 
     async def aclose(self) -> None:

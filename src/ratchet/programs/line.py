@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
@@ -92,6 +93,7 @@ class Line:
         shared_as: What names the model among all that ever were, so that optimizations can share its replies; None for
             not sharing them.
         stand_in: Another line that is asked when this one is given up.
+        clean: What every text that is sent is put through.
     """
 
     def __init__(
@@ -104,8 +106,10 @@ class Line:
         alive: bool = False,
         shared_as: str | None = None,
         stand_in: Line | None = None,
+        clean: Callable[[str], str] | None = None,
     ) -> None:
         self.role = role
+        self.clean = clean
         self.shared_as = shared_as
         self.stand_in = stand_in
         self.model: str = lm.model

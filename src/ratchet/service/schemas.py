@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import json
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Generic, Literal, TypeVar
 
@@ -13,8 +14,10 @@ from ratchet.core.errors import BadRequest
 from ratchet.core.request import MetricName, Scope, TargetType
 from ratchet.core.result import Status
 from ratchet.options import Options
+from ratchet.privacy.policy import WRITTEN, field_treatments, merged
 from ratchet.storage.audit import Entry
 from ratchet.storage.jobs import Job
+from ratchet.storage.privacy import Cleaned
 from ratchet.storage.shelf import Dataset, StoredTarget
 
 Item = TypeVar("Item")
@@ -270,13 +273,18 @@ class DatasetOut(BaseModel):
     fields: list[str]
     created_at: str
     created_by: str
+    privacy: Annotated[
+        dict[str, Any] | None,
+        Field(description="What was found of personal data, by field and kind; null where nothing was looked for."),
+    ] = None
 
     @classmethod
-    def of(cls, dataset: Dataset) -> DatasetOut:
+    def of(cls, dataset: Dataset, cleaned: Cleaned | None = None) -> DatasetOut:
         """As JSON."""
         return cls(
-            **{name: getattr(dataset, name) for name in cls.model_fields if name != "fields"},
+            **{name: getattr(dataset, name) for name in cls.model_fields if name not in ("fields", "privacy")},
             fields=list(dataset.fields),
+            privacy=dict(cleaned.report) if cleaned is not None and cleaned.report is not None else None,
         )
 
 
@@ -369,6 +377,28 @@ class HealthOut(BaseModel):
     """That it lives."""
 
     status: Literal["ok"] = "ok"
+
+
+def policy_of(
+    header: str | None, default: str | None, fields: Sequence[str], called: str | None
+) -> dict[str, Any] | None:
+    """The description of a policy that came with an upload; None where nothing was said of it.
+
+    Raises:
+        BadRequest: it cannot be read.
+    """
+    try:
+        said = json.loads(header) if header is not None else {}
+    except (ValueError, RecursionError) as error:
+        raise BadRequest(f"Ratchet-Privacy is no JSON: {error}", field="Ratchet-Privacy") from error
+    if not isinstance(said, dict):
+        raise BadRequest('Ratchet-Privacy is no object such as {"default": "redact"}', field="Ratchet-Privacy")
+    if unknown := [name for name in said if name not in WRITTEN]:
+        raise BadRequest(
+            f"Ratchet-Privacy has {unknown[0]!r}; its fields are {', '.join(WRITTEN)}", field="Ratchet-Privacy"
+        )
+    more = {"default": default, "fields": field_treatments(fields) or None, "set": called}
+    return merged(said, {name: value for name, value in more.items() if value is not None}) or None
 
 
 def to_cursor(*parts: str | int) -> str:

@@ -16,6 +16,7 @@ from ratchet.core.access import Actor
 from ratchet.core.errors import BadRequest, Missing
 from ratchet.programs.datasets import Row
 from ratchet.storage.audit import Audit, Change, state_hash
+from ratchet.storage.privacy import Cleaned
 from ratchet.storage.sql import SqlArchive
 
 metadata = sa.MetaData()
@@ -118,8 +119,13 @@ class Shelf:
 
     # --- data sets ---------------------------------------------------------------------------------------------------
 
-    def keep_dataset(self, actor: Actor, name: str, rows: Sequence[Row], *, size: int) -> tuple[Dataset, bool]:
+    def keep_dataset(
+        self, actor: Actor, name: str, rows: Sequence[Row], *, size: int, cleaned: Cleaned | None = None
+    ) -> tuple[Dataset, bool]:
         """A new version, and True; or the newest one, and False, when its rows are the same.
+
+        Args:
+            cleaned: How they were cleaned.
 
         Raises:
             BadRequest: the name cannot be used.
@@ -137,6 +143,8 @@ class Shelf:
                 change.connection.execute(parts.insert().values(dataset_id=identity, part=part, content=content))
             row = change.connection.execute(datasets.select().where(datasets.c.id == identity)).mappings().one()
             change.note("dataset.create", f"{name}@{row['version']}", after={"hash": digest})
+            if cleaned is not None:
+                cleaned.note(change, identity, f"{name}@{row['version']}")
             return _dataset(row), True
 
     def dataset(self, tenant: str, reference: str) -> Dataset:

@@ -11,9 +11,11 @@ from starlette.concurrency import run_in_threadpool
 
 from ratchet.core.errors import BadRequest, RatchetError, TooLarge
 from ratchet.desk import UPLOADS
+from ratchet.privacy.policy import Treatment
 from ratchet.service import schemas
 from ratchet.service.access import Developer, TheDesk, Viewer
 from ratchet.service.routes.common import PREFIX, Cursor, Limit, new_router
+from ratchet.storage.privacy import how_cleaned
 
 router = new_router("data sets")
 
@@ -50,8 +52,23 @@ async def keep_dataset(
     actor: Developer,
     name: Annotated[str, Query(min_length=1, max_length=100)],
     content_type: Annotated[str, Header(alias="Content-Type")] = "",
+    pii: Annotated[Treatment | None, Query(description="What is done with personal data, in every field.")] = None,
+    pii_field: Annotated[
+        list[str] | None, Query(max_length=500, description="FIELD=keep|redact|pseudonymise|drop; repeatable.")
+    ] = None,
+    pii_set: Annotated[
+        str | None, Query(max_length=100, description="Data sets of one name get the same pseudonyms; else `name`.")
+    ] = None,
+    pii_policy: Annotated[
+        str | None,
+        Header(alias="Ratchet-Privacy", description="All of that, names and patterns as JSON; a URL is logged."),
+    ] = None,
 ) -> schemas.DatasetOut:
-    """Keep the rows that are sent as the body; its Content-Type says how they are written."""
+    """Keep the rows that are sent as the body; its Content-Type says how they are written.
+
+    Personal data is found and replaced before anything is kept; `privacy` of the answer says how much there was.
+    """
+    policy = schemas.policy_of(pii_policy, pii, pii_field or [], pii_set)
     kind = content_type.partition(";")[0].strip().lower()
     if kind not in UPLOADS:
         raise BadRequest(
@@ -61,12 +78,13 @@ async def keep_dataset(
         file = Path(folder) / f"{'upload'}{UPLOADS[kind]}"
         await _receive(request, file, limit=int(desk.settings.max_upload_mb * 2**20))
         try:
-            dataset, new = await run_in_threadpool(desk.keep_dataset, actor, name, file)
+            dataset, new = await run_in_threadpool(desk.keep_dataset, actor, name, file, pii=policy)
         except RatchetError as error:
             raise type(error)(str(error).replace(str(file), name), **error.values) from error
+    cleaned = await run_in_threadpool(how_cleaned, desk.archive, dataset.id)
     response.status_code = 201 if new else 200
     response.headers["Location"] = f"{PREFIX}/datasets/{dataset.id}"
-    return schemas.DatasetOut.of(dataset)
+    return schemas.DatasetOut.of(dataset, cleaned)
 
 
 async def _receive(request: Request, file: Path, *, limit: int) -> None:
@@ -96,4 +114,5 @@ def datasets(
 @router.get("/datasets/{reference}")
 def dataset(reference: str, desk: TheDesk, actor: Viewer) -> schemas.DatasetOut:
     """One data set, by id, NAME (its newest version) or NAME@VERSION."""
-    return schemas.DatasetOut.of(desk.shelf.dataset(actor.tenant, reference))
+    dataset = desk.shelf.dataset(actor.tenant, reference)
+    return schemas.DatasetOut.of(dataset, how_cleaned(desk.archive, dataset.id))

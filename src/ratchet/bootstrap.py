@@ -49,7 +49,16 @@ def new_worker(desk: Desk, settings: Settings, *, say: Callable[[str], None]) ->
     from ratchet.workflows import Dispatcher, Worker
 
     courier = new_courier(desk, settings, say=say)
-    return Worker(settings, desk.archive, desk.jobs, Dispatcher(settings), say=say, courier=courier, batch=desk.batch)
+    return Worker(
+        settings,
+        desk.archive,
+        desk.jobs,
+        desk.versions,
+        Dispatcher(settings),
+        say=say,
+        courier=courier,
+        batch=desk.batch,
+    )
 
 
 def new_courier(desk: Desk, settings: Settings, *, say: Callable[[str], None]) -> Courier:

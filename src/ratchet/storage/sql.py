@@ -173,11 +173,12 @@ class SqlArchive:
             sa.event.listen(self._engine, "connect", _tune_sqlite)
         with self._alone(), self._writing() as connection:
             metadata.create_all(connection)
-            _add_columns(connection)
+            _add_columns(connection, metadata)
         self._statements = _Statements(
             postgresql.insert if self._url.get_backend_name() == "postgresql" else sqlite.insert
         )
         self.claims = self._claims()
+        self._made: set[int] = set()
         self._many: dict[int, _ManyRows] = {}
         self.pen = Pen(self._transact)
         self._shared: OrderedDict[str, Reply] = OrderedDict()
@@ -189,8 +190,12 @@ class SqlArchive:
 
     def make(self, tables: sa.MetaData) -> None:
         """Make ``tables`` where they are not there yet."""
+        if id(tables) in self._made:
+            return
         with self._alone(), self._writing() as connection:
             tables.create_all(connection)
+            _add_columns(connection, tables)
+        self._made.add(id(tables))
 
     def transaction(self) -> AbstractContextManager[sa.Connection]:
         """All or nothing of what is done in it.
@@ -616,9 +621,9 @@ class SqlNotebook:
             connection.execute(optimizations.update().where(optimizations.c.id == self._id).values(**values))
 
 
-def _add_columns(connection: sa.Connection) -> None:
+def _add_columns(connection: sa.Connection, tables: sa.MetaData) -> None:
     """Give a database of an earlier version the columns that came later; they may all be empty."""
-    for table in metadata.sorted_tables:
+    for table in tables.sorted_tables:
         there = {column["name"] for column in sa.inspect(connection).get_columns(table.name)}
         for column in table.columns:
             if column.name not in there:

@@ -26,6 +26,8 @@ from ratchet.service.problems import UNLIKE
 from ratchet.testing_postgres import PostgresServer, programs
 from ratchet.testing_service import House, addresses, house_in
 
+pytestmark = pytest.mark.filterwarnings("ignore:Generating overly large repr")  # of the test itself
+
 Who = Role | Literal["nobody"]
 Addresses = dict[str, list[str]]
 EVERYBODY: tuple[Who, ...] = (*get_args(Role), "nobody")

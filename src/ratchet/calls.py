@@ -368,6 +368,87 @@ class Service(ABC, Generic[Answer, Content, Items]):
         """One target, by id, NAME (its newest version) or NAME@VERSION."""
         return self.ask(call("GET", "targets", reference))
 
+    # --- cycles and schedules ---
+
+    def start_cycle(self, *, idempotency_key: str | None = None, **cycle: Any) -> Answer:
+        """Many optimizations in one request; ``cycle`` has the fields of ``POST /api/v1/cycles``."""
+        headers = {"Idempotency-Key": idempotency_key or uuid.uuid4().hex}
+        return self.ask(call("POST", "cycles", body=cycle, headers=headers))
+
+    def cycles(self) -> Items:
+        """All cycles, the newest first."""
+        return self._items(call("GET", "cycles"))
+
+    def cycle(self, identity: str) -> Answer:
+        """One cycle, with its optimizations."""
+        return self.ask(call("GET", "cycles", identity))
+
+    def cancel_cycle(self, identity: str) -> Answer:
+        """Stop all that is left of a cycle, soon."""
+        return self.ask(call("POST", "cycles", identity, "cancel"))
+
+    def add_schedule(self, **schedule: Any) -> Answer:
+        """A cycle that comes back by the clock; ``schedule`` has the fields of ``POST /api/v1/schedules``."""
+        return self.ask(call("POST", "schedules", body=schedule, repeatable=False))
+
+    def schedules(self) -> Items:
+        """All schedules, the newest first."""
+        return self._items(call("GET", "schedules"))
+
+    def schedule(self, identity: str) -> Answer:
+        """One schedule."""
+        return self.ask(call("GET", "schedules", identity))
+
+    def pause_schedule(self, identity: str) -> Answer:
+        """Have a schedule begin nothing for now."""
+        return self.ask(call("POST", "schedules", identity, "pause"))
+
+    def resume_schedule(self, identity: str) -> Answer:
+        """Have a schedule go on."""
+        return self.ask(call("POST", "schedules", identity, "resume"))
+
+    def remove_schedule(self, identity: str) -> Answer:
+        """Take a schedule away; what it began goes on."""
+        return self.ask(call("DELETE", "schedules", identity, repeatable=False))
+
+    # --- webhooks ---
+
+    def add_webhook(self, url: str, *, events: Sequence[str] = ("ratchet.*",)) -> Answer:
+        """A webhook, with the secret that signs what it gets: it is told only now."""
+        return self.ask(call("POST", "webhooks", body={"url": url, "events": list(events)}, repeatable=False))
+
+    def webhooks(self) -> Items:
+        """All webhooks."""
+        return self._items(call("GET", "webhooks"))
+
+    def webhook(self, identity: str) -> Answer:
+        """One webhook."""
+        return self.ask(call("GET", "webhooks", identity))
+
+    def remove_webhook(self, identity: str) -> Answer:
+        """Send nothing more to it."""
+        return self.ask(call("DELETE", "webhooks", identity, repeatable=False))
+
+    def pause_webhook(self, identity: str) -> Answer:
+        """Keep its events for later."""
+        return self.ask(call("POST", "webhooks", identity, "pause"))
+
+    def resume_webhook(self, identity: str) -> Answer:
+        """Send it what it has not got."""
+        return self.ask(call("POST", "webhooks", identity, "resume"))
+
+    def ping_webhook(self, identity: str) -> Answer:
+        """What came of an event that is sent now to try it."""
+        return self.ask(call("POST", "webhooks", identity, "ping"))
+
+    def dead_letters(self, webhook: str) -> Items:
+        """The events that a webhook never took."""
+        return self._items(call("GET", "webhooks", webhook, "dead"))
+
+    def redeliver(self, webhook: str, *, event: str | None = None) -> Answer:
+        """Try dead letters again: one of them, or all."""
+        return self.ask(call("POST", "webhooks", webhook, "redeliver", body={} if event is None else {"event": event}))
+
     # --- versions ---
 
     def versions(self, *, target: str | None = None) -> Items:

@@ -73,7 +73,9 @@ def database(kind: str) -> Iterator[dict[str, str]]:
 def house(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
     with ExitStack() as stack:
         settings = stack.enter_context(database(request.param))
-        yield stack.enter_context(house_in(tmp_path_factory.mktemp("house"), key_rate=10**9, **settings))
+        yield stack.enter_context(
+            house_in(tmp_path_factory.mktemp("house"), key_rate=10**9, webhook_hosts="hooks.invalid", **settings)
+        )
 
 
 @pytest.fixture(scope="module")

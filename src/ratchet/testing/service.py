@@ -167,12 +167,26 @@ def _target(house: House) -> list[str]:
     return [kept.json()["id"], "sorter", "sorter@1"]
 
 
+def _order(house: House) -> dict[str, Any]:
+    house.upload()
+    return request()
+
+
+def _made(house: House, kind: str, **body: Any) -> str:
+    answer = house.ask("POST", f"/api/v1/{kind}", json=body)
+    assert answer.is_success, answer.text
+    return str(answer.json()["id"])
+
+
 MAKERS: Mapping[str, Callable[[House], list[str]]] = {
     "optimizations": lambda house: [house.job()],
     "datasets": _dataset,
     "targets": _target,
     "versions": lambda house: [house.version()],
     "experiments": lambda house: [house.experiment()],
+    "webhooks": lambda house: [_made(house, "webhooks", url="https://hooks.invalid/ratchet")],
+    "cycles": lambda house: [_made(house, "cycles", optimizations=[_order(house)])],
+    "schedules": lambda house: [_made(house, "schedules", cron="30 2 * * mon", optimization=_order(house))],
 }
 """What makes one thing of each kind in the tenant ``default``, by how its address begins; all ways to refer to it."""
 

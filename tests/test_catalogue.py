@@ -15,10 +15,11 @@ import pytest
 from typer.testing import CliRunner, Result
 
 import ratchet
-from ratchet.catalogue import Address, AddressBook, find
+from ratchet.catalogue import AddressBook, find
 from ratchet.cli.app import app
 from ratchet.core.algorithm import generate
 from ratchet.core.errors import BadRequest, BrokenContract, BrokenProtocol, StorageUnavailable, UnknownName
+from ratchet.programs.remote_algorithm import Address
 from ratchet.settings import Settings
 from ratchet.testing.algorithm_server import AlgorithmServer
 from ratchet.testing.lm_server import MAGIC, SIGNATURE, StubServer, rows

@@ -4,61 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import json
-import threading
+import re
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
-import uvicorn
 
 from ratchet import AsyncClient, Client
-from ratchet.core.errors import BadRequest, Conflict, Denied, Missing, StorageUnavailable
-from ratchet.engine.archive import Event
+from ratchet.calls import PREFIX, call
+from ratchet.core.errors import BadRequest, Conflict, Denied, Missing, RatchetError, StorageUnavailable, TooMany
 from ratchet.service.app import create_app
-from ratchet.testing.service import Clock, RecordingQueue, actor, data, desk_in, request
-
-
-class Served:
-    """A service without a worker on a port of this machine, in a thread."""
-
-    def __init__(self, folder: Path) -> None:
-        self.desk = desk_in(folder, queue=RecordingQueue(), clock=Clock())
-        _, self.key = self.desk.keys.create(actor(), name="tests", tenant="default", role="developer")
-        self.port = 0
-
-    def start(self) -> None:
-        """Listen; again on the same port."""
-        config = uvicorn.Config(create_app(self.desk), port=self.port, log_level="error", timeout_graceful_shutdown=1)
-        self._server = uvicorn.Server(config)
-        self._thread = threading.Thread(target=self._server.run)
-        self._thread.start()
-        while not self._server.started:
-            time.sleep(0.005)
-        self.port = self._server.servers[0].sockets[0].getsockname()[1]
-
-    def stop(self) -> None:
-        """Listen no more; streams break."""
-        self._server.should_exit = self._server.force_exit = True
-        self._thread.join()
-
-    @property
-    def url(self) -> str:
-        """Where it listens."""
-        return f"http://127.0.0.1:{self.port}"
-
-    def tell(self, job: str, n: int) -> None:
-        """Have some events happen."""
-        notebook = self.desk.archive.open(job)
-        for number in range(n):
-            notebook.note(Event(kind="evaluated", payload={"n": number}))
-        notebook.flush()
+from ratchet.testing.service import actor, data, request
+from ratchet.testing.serving import ServingThread
 
 
 @pytest.fixture
-def served(tmp_path: Path) -> Iterator[Served]:
-    served = Served(tmp_path / "home")
+def served(tmp_path: Path) -> Iterator[ServingThread]:
+    served = ServingThread(tmp_path / "home")
     served.start()
     yield served
     served.stop()
@@ -72,7 +37,7 @@ def mails(tmp_path: Path) -> Path:
     return file
 
 
-def test_a_request_goes_there_and_back(served: Served, mails: Path) -> None:
+def test_a_request_goes_there_and_back(served: ServingThread, mails: Path) -> None:
     with Client(served.url, key=served.key) as client:
         assert client.upload("mails", mails)["rows"] == 60
         assert client.keep_target("t", signature="a -> b")["version"] == 1
@@ -86,7 +51,7 @@ def test_a_request_goes_there_and_back(served: Served, mails: Path) -> None:
         assert [job["id"] for job in client.optimizations(status="cancelled")] == [jobs[0]["id"]]
 
 
-def test_a_refusal_is_the_error_it_is(served: Served, mails: Path) -> None:
+def test_a_refusal_is_the_error_it_is(served: ServingThread, mails: Path) -> None:
     with Client(served.url, key=served.key) as client:
         with pytest.raises(Missing, match="nothing"):
             client.optimization("nothing")
@@ -96,7 +61,7 @@ def test_a_refusal_is_the_error_it_is(served: Served, mails: Path) -> None:
             client.certificate(job)
         with pytest.raises(BadRequest, match="magic") as refused:
             client.optimize(**request(algorithms=["magic"]))
-        assert refused.value.values == {}
+        assert refused.value.values == {"status": 422}
         with pytest.raises(Conflict):
             client.optimize(idempotency_key="k", **request(seed=2))
         with pytest.raises(BadRequest, match=r"\.jsonl"):
@@ -105,7 +70,7 @@ def test_a_refusal_is_the_error_it_is(served: Served, mails: Path) -> None:
         client.optimization("nothing")
 
 
-def test_events_come_in_order_and_once_though_the_server_is_started_again(served: Served, mails: Path) -> None:
+def test_events_come_in_order_and_once_though_the_server_is_started_again(served: ServingThread, mails: Path) -> None:
     with Client(served.url, key=served.key) as client:
         client.upload("mails", mails)
         job = client.optimize(**request())["id"]
@@ -124,7 +89,7 @@ def test_events_come_in_order_and_once_though_the_server_is_started_again(served
         assert [event.sequence for event in client.events(job, after=40)] == [41, 42]
 
 
-async def test_the_same_can_be_awaited(served: Served, mails: Path) -> None:
+async def test_the_same_can_be_awaited(served: ServingThread, mails: Path) -> None:
     async with AsyncClient(served.url, key=served.key) as client:
         await client.upload("mails", mails)
         await client.keep_target("t", signature="a -> b")
@@ -176,3 +141,249 @@ def test_a_server_that_is_not_there_is_told() -> None:
         for ask in (lambda: client.status("a"), lambda: list(client.events("a"))):
             with pytest.raises(StorageUnavailable, match="cannot be reached"):
                 ask()
+
+
+# --- what can be asked for --------------------------------------------------------------------------------------------
+
+ASKS: dict[str, Callable[[Any], Any]] = {
+    "optimize": lambda client: client.optimize(data="mails"),
+    "optimizations": lambda client: client.optimizations(status="failed"),
+    "optimization": lambda client: client.optimization("a"),
+    "status": lambda client: client.status("a"),
+    "pause": lambda client: client.pause("a"),
+    "resume": lambda client: client.resume("a"),
+    "cancel": lambda client: client.cancel("a"),
+    "fork": lambda client: client.fork("a", from_stage="search"),
+    "candidates": lambda client: client.candidates("a"),
+    "evaluations": lambda client: client.evaluations("a"),
+    "certificate": lambda client: client.certificate("a"),
+    "program": lambda client: client.program("a"),
+    "report": lambda client: client.report("a"),
+    "file": lambda client: client.file("a", "program"),
+    "events": lambda client: client.events("a"),
+    "wait": lambda client: client.wait("a"),
+    "upload": lambda client: client.upload("mails", "mails.jsonl"),
+    "datasets": lambda client: client.datasets(),
+    "dataset": lambda client: client.dataset("mails@1"),
+    "keep_target": lambda client: client.keep_target("t", signature="a -> b"),
+    "targets": lambda client: client.targets(),
+    "target": lambda client: client.target("t"),
+    "start_cycle": lambda client: client.start_cycle(optimizations=[]),
+    "cycles": lambda client: client.cycles(),
+    "cycle": lambda client: client.cycle("c"),
+    "cancel_cycle": lambda client: client.cancel_cycle("c"),
+    "add_schedule": lambda client: client.add_schedule(cron="0 2 * * *", cycle={}),
+    "schedules": lambda client: client.schedules(),
+    "schedule": lambda client: client.schedule("s"),
+    "pause_schedule": lambda client: client.pause_schedule("s"),
+    "resume_schedule": lambda client: client.resume_schedule("s"),
+    "remove_schedule": lambda client: client.remove_schedule("s"),
+    "add_webhook": lambda client: client.add_webhook("https://hooks.example.org/r"),
+    "webhooks": lambda client: client.webhooks(),
+    "webhook": lambda client: client.webhook("w"),
+    "remove_webhook": lambda client: client.remove_webhook("w"),
+    "pause_webhook": lambda client: client.pause_webhook("w"),
+    "resume_webhook": lambda client: client.resume_webhook("w"),
+    "ping_webhook": lambda client: client.ping_webhook("w"),
+    "dead_letters": lambda client: client.dead_letters("w"),
+    "redeliver": lambda client: client.redeliver("w", event="evt_1"),
+    "versions": lambda client: client.versions(target="t"),
+    "version": lambda client: client.version("v"),
+    "version_program": lambda client: client.version_program("v"),
+    "promote": lambda client: client.promote("v", if_match='"1"'),
+    "rollback": lambda client: client.rollback("v"),
+    "algorithms": lambda client: client.algorithms(),
+    "registered_algorithms": lambda client: client.registered_algorithms(),
+    "register_algorithm": lambda client: client.register_algorithm("climb", "https://a.example", secret_env="S"),
+    "experiments": lambda client: client.experiments(),
+    "experiment": lambda client: client.experiment("e"),
+    "plan_experiment": lambda client: client.plan_experiment(target="t", arms=[]),
+    "performance": lambda client: client.performance(target="t", window="day"),
+    "audit": lambda client: client.audit(),
+    "ask": lambda client: client.ask(call("GET", "openapi.json")),
+}
+
+
+class Recorder:
+    """Answers everything, and remembers what was asked."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[str, str, bytes]] = []
+
+    def __call__(self, asked: httpx.Request) -> httpx.Response:
+        self.asked.append((asked.method, asked.url.raw_path.decode(), asked.content))
+        return httpx.Response(200, json={"items": [{"id": "a"}], "next": None, "status": "cancelled"})
+
+    async def awaited(self, asked: httpx.Request) -> httpx.Response:
+        await asked.aread()
+        return self(asked)
+
+
+async def test_both_clients_ask_the_same_for_every_method(mails: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(mails.parent)
+    public = {name for name in dir(Client) if not name.startswith("_")} - {"close"}
+    assert public == set(ASKS) == {name for name in dir(AsyncClient) if not name.startswith("_")} - {"close"}
+    for ask in ASKS.values():
+        waited, awaited = Recorder(), Recorder()
+        with Client(key="k", transport=httpx.MockTransport(waited)) as client:
+            answer = ask(client)
+            answer = list(answer) if isinstance(answer, Iterator) else answer
+        async with AsyncClient(key="k", transport=httpx.MockTransport(awaited.awaited)) as client:
+            told = ask(client)
+            told = [each async for each in told] if isinstance(told, AsyncIterator) else await told
+        assert answer == told
+        assert waited.asked == awaited.asked
+        assert waited.asked
+
+
+def test_every_route_has_a_method(served: ServingThread, mails: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(mails.parent)
+    recorder = Recorder()
+    with Client(key="k", transport=httpx.MockTransport(recorder)) as client:
+        for ask in ASKS.values():
+            answer = ask(client)
+            _ = list(answer) if isinstance(answer, Iterator) else answer
+    asked = {(method, path.partition("?")[0]) for method, path, _ in recorder.asked}
+    for template, methods in create_app(served.desk).openapi()["paths"].items():
+        for method in methods:
+            if template.startswith(PREFIX):
+                pattern = re.sub(r"\{\w+\}", "[^/]+", template)
+                assert any(each == method.upper() and re.fullmatch(pattern, path) for each, path in asked), template
+
+
+def test_algorithms_experiments_and_figures_are_asked_for(served: ServingThread) -> None:
+    with Client(served.url, key=served.key) as client:
+        assert "gepa" in {each["name"] for each in client.algorithms()}
+        assert client.performance(window="month")["figures"] == []
+        assert list(client.experiments()) == list(client.registered_algorithms()) == list(client.versions()) == []
+        with pytest.raises(RatchetError, match="RATCHET_ALGORITHM_HOSTS"):
+            client.register_algorithm("climb", "https://algorithms.example.com/climb")
+        with pytest.raises(Missing):
+            client.plan_experiment(target="none", arms=[{"version": None, "share": 0.5}] * 2)
+
+
+def test_files_of_an_optimization_come_as_they_are(served: ServingThread, mails: Path) -> None:
+    with Client(served.url, key=served.key) as client:
+        client.upload("mails", mails)
+        job = client.optimize(**request())["id"]
+        served.desk.jobs.keep_file(job, "report.html", "<p>é</p>".encode())
+        assert client.report(job) == "<p>é</p>".encode()
+        assert [each["name"] for each in client.datasets()] == ["mails"]
+        assert client.dataset("mails@1")["rows"] == 60
+        assert list(client.candidates(job)) == list(client.evaluations(job)) == list(client.targets()) == []
+        assert [entry["action"] for entry in client.audit()][-1] == "key.create"
+        assert client.optimization(job)["request"]["options"]["max_calls"] == 300
+
+
+# --- what may be tried again ------------------------------------------------------------------------------------------
+
+
+def answering(*answers: httpx.Response | Exception) -> tuple[Client, list[httpx.Request]]:
+    """A client whose server gives these answers in turn, and what it was asked."""
+    left, asked = list(answers), []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        asked.append(request)
+        found = left.pop(0)
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+    return Client(key="k", retry_seconds=(0.0, 0.0, 0.0), transport=httpx.MockTransport(answer)), asked
+
+
+@pytest.mark.parametrize("lost", [httpx.ReadTimeout("slow"), httpx.Response(502), httpx.Response(504)])
+def test_what_is_not_repeatable_is_not_sent_again_when_it_may_have_been_done(lost: httpx.Response | Exception) -> None:
+    client, asked = answering(lost, httpx.Response(200, json={}))
+    with client, pytest.raises(StorageUnavailable):
+        client.rollback("v")
+    assert len(asked) == 1
+
+
+@pytest.mark.parametrize("refused", [httpx.ConnectError("no"), httpx.Response(503), httpx.Response(429)])
+def test_what_is_not_repeatable_is_sent_again_when_it_cannot_have_been_done(
+    refused: httpx.Response | Exception,
+) -> None:
+    client, asked = answering(refused, httpx.Response(200, json={"target": "t"}))
+    with client:
+        assert client.rollback("v") == {"target": "t"}
+    assert len(asked) == 2
+
+
+def test_a_file_is_sent_whole_again(mails: Path) -> None:
+    client, asked = answering(httpx.ReadError("gone"), httpx.Response(502), httpx.Response(201, json={"rows": 60}))
+    with client:
+        assert client.upload("mails", mails) == {"rows": 60}
+    assert [each.read() for each in asked][1:] == [mails.read_bytes()] * 2
+
+
+def test_a_server_is_left_alone_for_as_long_as_it_asks() -> None:
+    client, asked = answering(
+        httpx.Response(429, headers={"Retry-After": "1"}),
+        httpx.Response(200, json={"id": "a"}),
+        httpx.Response(429, headers={"Retry-After": "3600"}, json={"detail": "an hour"}),
+    )
+    with client:
+        began = time.monotonic()
+        assert client.optimization("a") == {"id": "a"}
+        assert time.monotonic() - began >= 1
+        with pytest.raises(TooMany, match="an hour"):
+            client.optimization("a")
+    assert len(asked) == 3
+
+
+def test_an_answer_that_is_no_problem_document_is_an_error_all_the_same() -> None:
+    client, _ = answering(
+        httpx.Response(500, text="<html>"),
+        httpx.Response(404, json={"detail": "Not Found"}),
+        httpx.Response(
+            422, json={"detail": "no", "errors": [{"field": "data", "value": 1, "remedy": "x", "message": 2}]}
+        ),
+    )
+    with client:
+        with pytest.raises(RatchetError, match="answered 500"):
+            client.optimization("a")
+        with pytest.raises(Missing, match="older than this client"):
+            list(client.versions())
+        with pytest.raises(BadRequest, match="no") as refused:
+            client.optimize()
+        assert refused.value.values == {"status": 422, "field": "data", "value": 1, "remedy": "x"}
+
+
+def stream(*sequences: int, kind: str = "evaluated") -> httpx.Response:
+    lines = [f"data: {json.dumps({'sequence': each, 'at': '', 'kind': kind, 'payload': {}})}\n\n" for each in sequences]
+    return httpx.Response(200, text=": nothing new\n\n" + "".join(lines))
+
+
+def test_a_stream_goes_on_behind_what_was_heard_through_refusals_and_silence() -> None:
+    client, asked = answering(
+        stream(1, 2),
+        httpx.Response(200, json={"status": "running"}),
+        httpx.Response(503),
+        httpx.ReadError("gone"),
+        stream(3),
+        httpx.Response(200, json={"status": "running"}),
+        stream(4, kind="ended"),
+        httpx.Response(200, json={"status": "failed"}),
+    )
+    with client:
+        assert [event.sequence for event in client.events("a")] == [1, 2, 3, 4]
+    assert [each.url.params.get("after") for each in asked] == ["0", None, "2", "2", "2", None, "3", None]
+
+
+def test_a_stream_behind_the_last_event_ends_at_once() -> None:
+    client, asked = answering(stream(), httpx.Response(200, json={"status": "improved"}))
+    with client:
+        assert list(client.events("a", after=9)) == []
+    assert len(asked) == 2
+
+
+def test_a_last_word_of_before_a_resume_is_not_the_last() -> None:
+    client, _ = answering(
+        stream(1, kind="ended"),
+        httpx.Response(200, json={"status": "running"}),
+        stream(2, kind="ended"),
+        httpx.Response(200, json={"status": "improved"}),
+    )
+    with client:
+        assert [event.sequence for event in client.events("a")] == [1, 2]

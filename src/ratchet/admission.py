@@ -6,6 +6,7 @@ import ast
 import json
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -125,6 +126,17 @@ def _check_state(program: Mapping[str, Any]) -> None:
             )
 
 
+def check_again(options: Options, settings: Settings) -> None:
+    """Refuse what was stored, or was changed since, when it may not be asked for any more.
+
+    Raises:
+        UserError: it may not.
+    """
+    if "->" not in options.target and not options.target.startswith("{"):
+        check_import(options.target, settings, field="target")
+    check_options(options, settings)
+
+
 def check_options(options: Options, settings: Settings) -> None:
     """Refuse a metric, an algorithm or an LM that reaches further than it may.
 
@@ -132,12 +144,14 @@ def check_options(options: Options, settings: Settings) -> None:
         UserError: it does.
     """
     name = options.metric.partition(":")[0]
-    if name == "llm_judge":
+    if name == "llm_judge" and ":" in options.metric:
         raise Denied(
-            "metric 'llm_judge' reads its rubric from a file of the server; use a metric on RATCHET_IMPORT_ALLOW",
+            f"metric {options.metric!r} names a file of the server; say llm_judge, and give its text as rubric",
             field="metric",
             value=options.metric,
         )
+    if (name == "llm_judge") != bool((options.rubric or "").strip()):
+        raise BadRequest("a rubric goes with the metric llm_judge, and with no other; give both", field="rubric")
     if name not in PLAIN_METRICS and ("." in name or ":" in options.metric):
         check_import(options.metric, settings, field="metric")
     for algorithm in options.algorithms:
@@ -165,3 +179,12 @@ def check_options(options: Options, settings: Settings) -> None:
             field="lm_base",
             value=options.lm_base,
         )
+
+
+def within_share(options: Options, settings: Settings) -> Options:
+    """``options`` with no more requests under way at once than its share of a worker's slots.
+
+    It is fixed here, and not by the worker that takes it up: the plan of a search depends on it.
+    """
+    slots = max(1, int(options.max_resource_usage * settings.worker_slots + 1e-9))
+    return replace(options, concurrency=min(options.concurrency, slots))

@@ -61,7 +61,15 @@ def new_worker(desk: Desk, settings: Settings, *, say: Callable[[str], None]) ->
 
     courier = new_courier(desk, settings, say=say)
     return Worker(
-        settings, desk.archive, desk.jobs, Dispatcher(settings), desk.eraser, say=say, courier=courier, batch=desk.batch
+        settings,
+        desk.archive,
+        desk.jobs,
+        desk.versions,
+        Dispatcher(settings),
+        desk.eraser,
+        say=say,
+        courier=courier,
+        batch=desk.batch,
     )
 
 

@@ -21,6 +21,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from ratchet.algorithms import NATIVE
@@ -29,7 +30,7 @@ from ratchet.core.contract import watched
 from ratchet.core.errors import BadRequest, StorageUnavailable, UnknownName
 from ratchet.core.problem import content_hash
 from ratchet.engine.archive import Event, Notebook
-from ratchet.programs.remote_algorithm import AllowedHosts, Link, RemoteAlgorithm
+from ratchet.programs.remote_algorithm import Address, AllowedHosts, Link, RemoteAlgorithm
 from ratchet.programs.targets import load_attribute
 from ratchet.programs.teleprompter import TELEPROMPTERS
 from ratchet.settings import Settings
@@ -37,18 +38,6 @@ from ratchet.settings import Settings
 GROUP = "ratchet.algorithms"
 BUILT_IN = (*NATIVE, *TELEPROMPTERS)
 FILE = "algorithms.json"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Address:
-    """A registered algorithm.
-
-    Attributes:
-        secret_env: The environment variable that holds its secret; None for ``RATCHET_ALGORITHM_SECRET``.
-    """
-
-    url: str
-    secret_env: str | None = None
 
 
 class AddressBook:
@@ -81,10 +70,7 @@ class AddressBook:
         Raises:
             BadRequest: the name is taken, or is none.
         """
-        if name in (*BUILT_IN, "auto"):
-            raise BadRequest(f"the name {name!r} is that of a built-in algorithm; choose another one")
-        if not name.replace("-", "").replace("_", "").replace(".", "").isalnum():
-            raise BadRequest(f"{name!r} is no name; use letters, digits, '-', '_' and '.'")
+        check_name(name)
         self._write({**self.read(), name: address})
 
     def remove(self, name: str) -> None:
@@ -106,6 +92,20 @@ class AddressBook:
             part.replace(self._file)
         except OSError as error:
             raise StorageUnavailable(f"{self._file} cannot be written: {error.strerror}") from error
+
+
+def check_name(name: str) -> None:
+    """See whether an algorithm may be registered as ``name``.
+
+    Raises:
+        BadRequest: the name is taken, or is none.
+    """
+    if name in (*BUILT_IN, "auto"):
+        raise BadRequest(
+            f"the name {name!r} is that of a built-in algorithm; choose another one", field="name", value=name
+        )
+    if not name.replace("-", "").replace("_", "").replace(".", "").isalnum():
+        raise BadRequest(f"{name!r} is no name; use letters, digits, '-', '_' and '.'", field="name", value=name)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,14 +132,17 @@ class Custom:
         return hashlib.sha256(text).hexdigest()[:16]
 
 
-def find(name: str, settings: Settings) -> Custom:
+def find(name: str, settings: Settings, registered: Mapping[str, Address] = MappingProxyType({})) -> Custom:
     """The algorithm that is not built in and called ``name``.
+
+    Args:
+        registered: Addresses beside those of the installation; they go first.
 
     Raises:
         UnknownName: there is none.
         BadRequest: it cannot be imported, is no algorithm, or may not be asked.
     """
-    known = AddressBook(settings.home).read()
+    known = {**AddressBook(settings.home).read(), **registered}
     if name in known:
         return Custom(name=name, source=known[name].url, link=_link(name, known[name], settings))
     if entries := tuple(entry_points(group=GROUP, name=name)):
@@ -164,8 +167,11 @@ def _link(name: str, address: Address, settings: Settings) -> Link:
     return Link(url=address.url, secret=secret, hosts=hosts, seconds=settings.algorithm_seconds)
 
 
-def any_search(name: str, settings: Settings) -> Search:
+def any_search(name: str, settings: Settings, registered: Mapping[str, Address] = MappingProxyType({})) -> Search:
     """The algorithm called ``name``, built in or not, as a search.
+
+    Args:
+        registered: As in ``find``.
 
     Raises:
         UnknownName: there is none.
@@ -175,7 +181,7 @@ def any_search(name: str, settings: Settings) -> Search:
         return NATIVE[name]
     if name in TELEPROMPTERS:
         raise BadRequest(f"{name} owns its loop, so there are no turns of it to look at")
-    custom = find(name, settings)
+    custom = find(name, settings, registered)
     if custom.link is not None:
         return RemoteAlgorithm(link=custom.link, identity=f"check-{content_hash(name)[:6]}")
     assert custom.search is not None

@@ -9,156 +9,54 @@ with Client("http://127.0.0.1:8004", key="rk_...") as client:
         print(event.sequence, event.kind, event.payload)
     print(client.wait(job["id"])["status"])
 
-``AsyncClient`` has the same methods, to be awaited.
+``AsyncClient`` has the same methods, to be awaited. What they can ask for is ``ratchet.calls.Service``.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
 import time
-import uuid
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Awaitable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any, cast
 
 import httpx
 
-from ratchet.core.errors import (
-    BadRequest,
-    Conflict,
-    Denied,
-    Missing,
-    RatchetError,
-    StorageUnavailable,
-    TooLarge,
+from ratchet.calls import (
+    NEWS_SECONDS,
+    RETRIES,
+    Call,
+    Json,
+    Listening,
+    Patience,
+    Service,
+    StreamedEvent,
+    checked,
+    read_json,
+    unreachable,
 )
 
-PREFIX = "/api/v1"
-RETRIES = (0.1, 0.3, 1.0, 3.0)
-"""Seconds before each new try. Every call may be made again: it does once what it does, however often it is asked."""
-NEWS_SECONDS = 30.0
-"""The server says every few seconds that nothing is new; a stream that is silent for so long is begun anew."""
+__all__ = ["AsyncClient", "Client", "Json", "StreamedEvent"]
 
-KINDS: Mapping[str, str] = {
-    ".jsonl": "application/x-ndjson",
-    ".ndjson": "application/x-ndjson",
-    ".json": "application/json",
-    ".csv": "text/csv",
-    ".tsv": "text/tab-separated-values",
-    ".parquet": "application/vnd.apache.parquet",
-}
-
-ERRORS: Mapping[int, type[RatchetError]] = {
-    401: Denied,
-    403: Denied,
-    404: Missing,
-    409: Conflict,
-    413: TooLarge,
-    429: StorageUnavailable,
-    502: StorageUnavailable,
-    503: StorageUnavailable,
-    504: StorageUnavailable,
-}
-
-Json = dict[str, Any]
+PAGE = 500
+"""Items asked for at once."""
+CHUNK = 2**18
+"""Bytes of a file that are sent at once."""
+_STREAM = httpx.Timeout(NEWS_SECONDS)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StreamedEvent:
-    """An event of an optimization; numbered from 1 without a gap."""
-
-    sequence: int
-    at: str
-    kind: str
-    payload: Mapping[str, Any]
+def _headers(key: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer {key}", "User-Agent": "ratchet"}
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Call:
-    """One request, as both clients send it."""
-
-    method: str
-    path: str
-    params: Mapping[str, Any] = field(default_factory=dict)
-    headers: Mapping[str, str] = field(default_factory=dict)
-    content: bytes | None = None
+def _page(call: Call, cursor: str | None) -> Call:
+    place = {} if cursor is None else {"cursor": cursor}
+    return replace(call, params={**call.params, "limit": PAGE, **place})
 
 
-def _json_call(path: str, body: Mapping[str, Any], **headers: str) -> Call:
-    return Call(
-        method="POST",
-        path=path,
-        headers={"Content-Type": "application/json", **headers},
-        content=json.dumps({name: value for name, value in body.items() if value is not None}).encode(),
-    )
-
-
-def _upload(name: str, file: str | Path, privacy: Mapping[str, Any] | None) -> Call:
-    path = Path(file)
-    if path.suffix.lower() not in KINDS:
-        raise BadRequest(f"{path} is of a kind that is not taken; give one of {', '.join(KINDS)}")
-    headers = {"Content-Type": KINDS[path.suffix.lower()]}
-    if privacy is not None:
-        headers["Ratchet-Privacy"] = json.dumps(privacy)
-    return Call(
-        method="POST", path=f"{PREFIX}/datasets", params={"name": name}, headers=headers, content=path.read_bytes()
-    )
-
-
-def _optimize(request: Mapping[str, Any], idempotency_key: str | None) -> Call:
-    headers = {"Idempotency-Key": idempotency_key or uuid.uuid4().hex}
-    return _json_call(f"{PREFIX}/optimize", request, **headers)
-
-
-def _of(identity: str, what: str = "", method: str = "GET") -> Call:
-    return Call(method=method, path=f"{PREFIX}/optimizations/{identity}" + (f"/{what}" if what else ""))
-
-
-def _worth_a_retry(response: httpx.Response) -> bool:
-    return response.status_code in (429, 502, 503, 504)
-
-
-def _read(response: httpx.Response) -> Json:
-    """The answer as JSON data.
-
-    Raises:
-        RatchetError: the server refused; its own words say why.
-    """
-    if response.is_success:
-        return cast(Json, response.json())
-    try:
-        problem = response.json()
-        message, errors = str(problem["detail"]), problem.get("errors") or [{}]
-    except (ValueError, KeyError, TypeError):
-        message, errors = f"the server answered {response.status_code}", [{}]
-    kind = ERRORS.get(response.status_code, BadRequest if response.status_code < 500 else RatchetError)
-    raise kind(message, **errors[0])
-
-
-def _unreachable(url: str, error: httpx.TransportError) -> StorageUnavailable:
-    return StorageUnavailable(f"{url} cannot be reached: {type(error).__name__} {error}")
-
-
-class _Lines:
-    """Events out of the lines of an event stream."""
-
-    def __init__(self, after: int) -> None:
-        self.after = after
-        self.ended = False
-
-    def take(self, line: str) -> StreamedEvent | None:
-        """The event that ``line`` tells, if it tells one."""
-        if not line.startswith("data: "):
-            return None
-        event = StreamedEvent(**json.loads(line[6:]))
-        self.after, self.ended = event.sequence, event.kind == "ended"
-        return event
-
-
-class Client:
+class Client(Service[Json, bytes, Iterator[Json]]):
     """The service, for code that waits.
 
     Args:
@@ -182,10 +80,9 @@ class Client:
         retry_seconds: Sequence[float] = RETRIES,
         transport: httpx.BaseTransport | None = None,
     ) -> None:
-        headers = {"Authorization": f"Bearer {key}"}
-        self._url = url
+        self.url = url
         self._retry_seconds = retry_seconds
-        self._http = httpx.Client(base_url=url, headers=headers, timeout=timeout_seconds, transport=transport)
+        self._http = httpx.Client(base_url=url, headers=_headers(key), timeout=timeout_seconds, transport=transport)
 
     def __enter__(self) -> Client:
         return self
@@ -197,86 +94,66 @@ class Client:
         """Give back the connections."""
         self._http.close()
 
-    def upload(self, name: str, file: str | Path, *, privacy: Mapping[str, Any] | None = None) -> Json:
-        """The data set that ``file`` became.
+    def ask(self, call: Call) -> Json:
+        """The answer to a request that has no method of its own here; see ``ratchet.calls.call``."""
+        return read_json(self._send(call))
 
-        Args:
-            privacy: What is done with personal data, such as ``{"default": "pseudonymise", "names": ["Jane Roe"]}``.
-        """
-        return self._ask(_upload(name, file, privacy))
+    def _content(self, call: Call) -> bytes:
+        return checked(self._send(call)).content
 
-    def keep_target(self, name: str, **spec: Any) -> Json:
-        """The target kept as ``name``; ``spec`` has ``signature``, ``program`` or ``import_path``."""
-        return self._ask(_json_call(f"{PREFIX}/targets", {"name": name, **spec}))
-
-    def optimize(self, *, idempotency_key: str | None = None, **request: Any) -> Json:
-        """A new optimization; ``request`` has the fields of ``POST /api/v1/optimize``."""
-        return self._ask(_optimize(request, idempotency_key))
-
-    def optimizations(self, *, status: str | None = None) -> Iterator[Json]:
-        """All optimizations, the newest first."""
+    def _items(self, call: Call) -> Iterator[Json]:
         cursor: str | None = None
         while True:
-            params = {"limit": 100, "cursor": cursor, "status": status}
-            given = {name: value for name, value in params.items() if value is not None}
-            page = self._ask(Call(method="GET", path=f"{PREFIX}/optimizations", params=given))
+            page = self.ask(_page(call, cursor))
             yield from page["items"]
             cursor = page["next"]
             if cursor is None:
                 return
 
-    def optimization(self, identity: str) -> Json:
-        """One optimization, with its result once there is one."""
-        return self._ask(_of(identity))
-
-    def status(self, identity: str) -> Json:
-        """How it is getting on."""
-        return self._ask(_of(identity, "status"))
-
-    def pause(self, identity: str) -> Json:
-        """Stop it for now, soon."""
-        return self._ask(_of(identity, "pause", "POST"))
-
-    def resume(self, identity: str) -> Json:
-        """Have it go on."""
-        return self._ask(_of(identity, "resume", "POST"))
-
-    def cancel(self, identity: str) -> Json:
-        """Stop it, soon."""
-        return self._ask(_of(identity, "cancel", "POST"))
-
-    def certificate(self, identity: str) -> Json:
-        """Its signed certificate."""
-        return self._ask(_of(identity, "certificate"))
-
-    def program(self, identity: str) -> Json:
-        """The program to use from now on, as ``dspy.Module.load_state`` takes it."""
-        return self._ask(_of(identity, "program"))
+    def _send(self, call: Call) -> httpx.Response:
+        patience = Patience(self._retry_seconds)
+        while True:
+            try:
+                with ExitStack() as stack:
+                    content = call.content
+                    body = stack.enter_context(content.open("rb")) if isinstance(content, Path) else content
+                    response = self._http.request(
+                        call.method, call.path, params=call.params, headers=call.headers, content=body
+                    )
+                seconds = patience.after_answer(response, call)
+                if seconds is None:
+                    return response
+            except httpx.TransportError as error:
+                seconds = patience.after_error(error, call)
+                if seconds is None:
+                    raise unreachable(self.url, error) from error
+            time.sleep(seconds)
 
     def events(self, identity: str, *, after: int = 0) -> Iterator[StreamedEvent]:
         """Every event numbered above ``after``, in order and once, until it comes to rest; also across a restart."""
-        lines, waits = _Lines(after), iter(self._retry_seconds)
-        call = _of(identity, "events")
+        listening = Listening(identity, after, Patience(self._retry_seconds))
         while True:
+            call = listening.stream()
             try:
-                timeout = httpx.Timeout(NEWS_SECONDS, read=NEWS_SECONDS)
-                asked = {"after": lines.after}
-                with self._http.stream(call.method, call.path, params=asked, timeout=timeout) as response:
-                    if not response.is_success:
-                        response.read()
-                        _read(response)
-                    for line in response.iter_lines():
-                        waits = iter(self._retry_seconds)
-                        event = lines.take(line)
-                        if event is not None:
-                            yield event
-                if lines.ended:
-                    return
-            except httpx.TransportError as error:
-                seconds = next(waits, None)
+                with self._http.stream(call.method, call.path, params=call.params, timeout=_STREAM) as response:
+                    seconds = listening.patience.after_answer(response, call)
+                    if seconds is None:
+                        if not response.is_success:
+                            response.read()
+                        checked(response)
+                        for line in response.iter_lines():
+                            event = listening.take(line)
+                            if event is not None:
+                                yield event
                 if seconds is None:
-                    raise _unreachable(self._url, error) from error
-                time.sleep(seconds)
+                    if listening.is_over(self.optimization(identity)):
+                        return
+                    seconds = listening.patience.after_silence()
+            except httpx.TransportError as error:
+                seconds = listening.patience.after_error(error, call)
+                if seconds is None:
+                    raise unreachable(self.url, error) from error
+            time.sleep(seconds)
 
     def wait(self, identity: str) -> Json:
         """The optimization, once it has come to rest."""
@@ -284,23 +161,8 @@ class Client:
             pass
         return self.optimization(identity)
 
-    def _ask(self, call: Call) -> Json:
-        waits = iter(self._retry_seconds)
-        while True:
-            seconds = next(waits, None)
-            try:
-                response = self._http.request(
-                    call.method, call.path, params=call.params, headers=call.headers, content=call.content
-                )
-                if seconds is None or not _worth_a_retry(response):
-                    return _read(response)
-            except httpx.TransportError as error:
-                if seconds is None:
-                    raise _unreachable(self._url, error) from error
-            time.sleep(seconds)
 
-
-class AsyncClient:
+class AsyncClient(Service[Awaitable[Json], Awaitable[bytes], AsyncIterator[Json]]):
     """The service, for code on an event loop; see ``Client``."""
 
     def __init__(
@@ -312,10 +174,11 @@ class AsyncClient:
         retry_seconds: Sequence[float] = RETRIES,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
-        headers = {"Authorization": f"Bearer {key}"}
-        self._url = url
+        self.url = url
         self._retry_seconds = retry_seconds
-        self._http = httpx.AsyncClient(base_url=url, headers=headers, timeout=timeout_seconds, transport=transport)
+        self._http = httpx.AsyncClient(
+            base_url=url, headers=_headers(key), timeout=timeout_seconds, transport=transport
+        )
 
     async def __aenter__(self) -> AsyncClient:
         return self
@@ -329,83 +192,65 @@ class AsyncClient:
         """Give back the connections."""
         await self._http.aclose()
 
-    async def upload(self, name: str, file: str | Path, *, privacy: Mapping[str, Any] | None = None) -> Json:
-        """The data set that ``file`` became."""
-        return await self._ask(await asyncio.to_thread(_upload, name, file, privacy))
+    async def ask(self, call: Call) -> Json:
+        """The answer to a request that has no method of its own here; see ``ratchet.calls.call``."""
+        return read_json(await self._send(call))
 
-    async def keep_target(self, name: str, **spec: Any) -> Json:
-        """The target kept as ``name``."""
-        return await self._ask(_json_call(f"{PREFIX}/targets", {"name": name, **spec}))
+    async def _content(self, call: Call) -> bytes:
+        return checked(await self._send(call)).content
 
-    async def optimize(self, *, idempotency_key: str | None = None, **request: Any) -> Json:
-        """A new optimization."""
-        return await self._ask(_optimize(request, idempotency_key))
-
-    async def optimizations(self, *, status: str | None = None) -> AsyncIterator[Json]:
-        """All optimizations, the newest first."""
+    async def _items(self, call: Call) -> AsyncIterator[Json]:
         cursor: str | None = None
         while True:
-            params = {"limit": 100, "cursor": cursor, "status": status}
-            given = {name: value for name, value in params.items() if value is not None}
-            page = await self._ask(Call(method="GET", path=f"{PREFIX}/optimizations", params=given))
+            page = await self.ask(_page(call, cursor))
             for item in page["items"]:
                 yield item
             cursor = page["next"]
             if cursor is None:
                 return
 
-    async def optimization(self, identity: str) -> Json:
-        """One optimization, with its result once there is one."""
-        return await self._ask(_of(identity))
-
-    async def status(self, identity: str) -> Json:
-        """How it is getting on."""
-        return await self._ask(_of(identity, "status"))
-
-    async def pause(self, identity: str) -> Json:
-        """Stop it for now, soon."""
-        return await self._ask(_of(identity, "pause", "POST"))
-
-    async def resume(self, identity: str) -> Json:
-        """Have it go on."""
-        return await self._ask(_of(identity, "resume", "POST"))
-
-    async def cancel(self, identity: str) -> Json:
-        """Stop it, soon."""
-        return await self._ask(_of(identity, "cancel", "POST"))
-
-    async def certificate(self, identity: str) -> Json:
-        """Its signed certificate."""
-        return await self._ask(_of(identity, "certificate"))
-
-    async def program(self, identity: str) -> Json:
-        """The program to use from now on."""
-        return await self._ask(_of(identity, "program"))
+    async def _send(self, call: Call) -> httpx.Response:
+        patience = Patience(self._retry_seconds)
+        while True:
+            try:
+                body = _chunks(call.content) if isinstance(call.content, Path) else call.content
+                response = await self._http.request(
+                    call.method, call.path, params=call.params, headers=call.headers, content=body
+                )
+                seconds = patience.after_answer(response, call)
+                if seconds is None:
+                    return response
+            except httpx.TransportError as error:
+                seconds = patience.after_error(error, call)
+                if seconds is None:
+                    raise unreachable(self.url, error) from error
+            await asyncio.sleep(seconds)
 
     async def events(self, identity: str, *, after: int = 0) -> AsyncIterator[StreamedEvent]:
         """Every event numbered above ``after``, in order and once, until it comes to rest; also across a restart."""
-        lines, waits = _Lines(after), iter(self._retry_seconds)
-        call = _of(identity, "events")
+        listening = Listening(identity, after, Patience(self._retry_seconds))
         while True:
+            call = listening.stream()
             try:
-                timeout = httpx.Timeout(NEWS_SECONDS, read=NEWS_SECONDS)
-                asked = {"after": lines.after}
-                async with self._http.stream(call.method, call.path, params=asked, timeout=timeout) as response:
-                    if not response.is_success:
-                        await response.aread()
-                        _read(response)
-                    async for line in response.aiter_lines():
-                        waits = iter(self._retry_seconds)
-                        event = lines.take(line)
-                        if event is not None:
-                            yield event
-                if lines.ended:
-                    return
-            except httpx.TransportError as error:
-                seconds = next(waits, None)
+                async with self._http.stream(call.method, call.path, params=call.params, timeout=_STREAM) as response:
+                    seconds = listening.patience.after_answer(response, call)
+                    if seconds is None:
+                        if not response.is_success:
+                            await response.aread()
+                        checked(response)
+                        async for line in response.aiter_lines():
+                            event = listening.take(line)
+                            if event is not None:
+                                yield event
                 if seconds is None:
-                    raise _unreachable(self._url, error) from error
-                await asyncio.sleep(seconds)
+                    if listening.is_over(await self.optimization(identity)):
+                        return
+                    seconds = listening.patience.after_silence()
+            except httpx.TransportError as error:
+                seconds = listening.patience.after_error(error, call)
+                if seconds is None:
+                    raise unreachable(self.url, error) from error
+            await asyncio.sleep(seconds)
 
     async def wait(self, identity: str) -> Json:
         """The optimization, once it has come to rest."""
@@ -413,17 +258,9 @@ class AsyncClient:
             pass
         return await self.optimization(identity)
 
-    async def _ask(self, call: Call) -> Json:
-        waits = iter(self._retry_seconds)
-        while True:
-            seconds = next(waits, None)
-            try:
-                response = await self._http.request(
-                    call.method, call.path, params=call.params, headers=call.headers, content=call.content
-                )
-                if seconds is None or not _worth_a_retry(response):
-                    return _read(response)
-            except httpx.TransportError as error:
-                if seconds is None:
-                    raise _unreachable(self._url, error) from error
-            await asyncio.sleep(seconds)
+
+async def _chunks(file: Path) -> AsyncIterator[bytes]:
+    """A file, read beside the event loop."""
+    with await asyncio.to_thread(file.open, "rb") as opened:
+        while chunk := await asyncio.to_thread(opened.read, CHUNK):
+            yield chunk

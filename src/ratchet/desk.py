@@ -3,34 +3,46 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Protocol
 
-from ratchet.admission import check_options, check_target
+from ratchet.admission import check_again, check_options, check_target, within_share
+from ratchet.analytics.performance import Figures, Window, figures
 from ratchet.batch import Batch
+from ratchet.catalogue import BUILT_IN, any_search, check_name, listed
+from ratchet.check import check
 from ratchet.core.access import Actor
 from ratchet.core.errors import BadRequest, Missing
+from ratchet.core.request import MetricName
+from ratchet.core.result import OptimizationResult, Performance
 from ratchet.engine.archive import Event
 from ratchet.guard import clean_rows, cleaner_for, policy_for, to_store
 from ratchet.listeners import Listeners
 from ratchet.options import Options
 from ratchet.privacy.policy import Policy
-from ratchet.programs.datasets import read_rows
+from ratchet.programs.datasets import Splits, read_rows
+from ratchet.programs.journal import Fork
+from ratchet.programs.remote_algorithm import Address, AllowedHosts
 from ratchet.programs.targets import resolve_target
 from ratchet.run import Given, new_run, tried_run
 from ratchet.settings import Settings
+from ratchet.storage.algorithms import Algorithms, Registered, addresses
 from ratchet.storage.audit import Audit, state_hash
 from ratchet.storage.cycles import Cycles, Schedule, Schedules
 from ratchet.storage.erasure import Eraser
+from ratchet.storage.experiments import Arm, Experiment, Experiments
+from ratchet.storage.forks import stages_before
 from ratchet.storage.jobs import Job, Jobs, Wanted
 from ratchet.storage.keys import Keys
 from ratchet.storage.outbox import Outbox
+from ratchet.storage.outcomes import outcomes
 from ratchet.storage.privacy import Cleaned, PseudonymKeys, how_cleaned
 from ratchet.storage.sealing import sealer
-from ratchet.storage.shelf import Dataset, Shelf, StoredTarget, check_name
+from ratchet.storage.shelf import Dataset, Shelf, StoredTarget, check_shelf_name
 from ratchet.storage.sql import SqlArchive
+from ratchet.storage.versions import Versions
 from ratchet.storage.webhooks import Webhooks
 
 FILES: Mapping[str, str] = {
@@ -110,6 +122,9 @@ class Desk:
         self.keys = Keys(archive, self.audit)
         self.jobs = Jobs(archive, self.audit)
         self.shelf = Shelf(archive, self.audit)
+        self.versions = Versions(archive, self.audit)
+        self.algorithms = Algorithms(archive, self.audit)
+        self.experiments = Experiments(archive, self.audit)
         self.batch = Batch(
             self,
             Cycles(archive, self.audit),
@@ -190,7 +205,8 @@ class Desk:
             UserError: the request cannot be carried out.
         """
         _, asked, sets = self._asked(actor, options, target, data)
-        tried_run(asked, Given(rows={part: self.shelf.rows(dataset) for part, dataset in sets.items()}), self.settings)
+        given = Given(rows={part: self.shelf.rows(dataset) for part, dataset in sets.items()})
+        tried_run(asked, given, self.settings, addresses=addresses(self.archive, actor.tenant))
 
     def _asked(
         self, actor: Actor, options: Options, target: str | Mapping[str, Any], data: Mapping[str, str]
@@ -199,9 +215,59 @@ class Desk:
         name, spec = ("inline", target) if isinstance(target, Mapping) else self._target(actor, target)
         asked = replace(options, tenant=actor.tenant, **check_target(spec, self.settings))
         check_options(asked, self.settings)
+        asked = within_share(asked, self.settings)
         if not data:
             raise BadRequest("no data was given; give data, or train, validation and test", field="data")
         return name, asked, {part: self.shelf.dataset(actor.tenant, reference) for part, reference in data.items()}
+
+    def fork(
+        self,
+        actor: Actor,
+        identity: str,
+        *,
+        changes: Mapping[str, Any],
+        from_stage: str | None = None,
+        priority: int = 100,
+        repeat_key: str | None = None,
+    ) -> Job:
+        """A new optimization of the same program on the same split data, with other settings.
+
+        A request that the first one has recorded a reply to is not sent again, and costs nothing.
+
+        Args:
+            changes: Fields of ``Options``.
+            from_stage: From this stage of the first one on its replies are not used; None for using all.
+            priority, repeat_key: As in ``optimize``.
+
+        Raises:
+            UserError: the request cannot be carried out; nothing was stored then.
+        """
+        first = self.jobs.find(actor.tenant, identity)
+        fingerprint = state_hash([identity, dict(changes), from_stage, priority]) or ""
+        repeat = None if repeat_key is None else (repeat_key, fingerprint)
+        known = repeat and self.jobs.repeated(actor.tenant, *repeat)
+        if known:
+            return self.jobs.find(actor.tenant, known)
+        asked = replace(Options.from_json(self.archive.find(identity).request["options"]), **changes)
+        check_again(asked, self.settings)
+        asked = within_share(asked, self.settings)
+        parts = self.archive.open(identity).examples()
+        splits = Splits(train=parts["train"], validation=parts["validation"], test=parts["test"])
+        fork = Fork(of=identity, stages=stages_before(self.archive, identity, from_stage))
+        run = new_run(asked, Given(splits=splits), self.settings, self.archive, status="queued", fork=fork)
+        run.notebook.note(Event(kind="queued", payload={"target": first.target, "by": actor.name, "fork": identity}))
+        run.notebook.flush()
+        job = self.jobs.submit(
+            actor,
+            run.id,
+            target=first.target,
+            data=first.data,
+            priority=priority,
+            repeat=repeat,
+            forked_from=identity,
+        )
+        self._queue.enqueue(job)
+        return job
 
     def _target(self, actor: Actor, reference: str) -> tuple[str, Mapping[str, Any]]:
         stored = self.shelf.target(actor.tenant, reference)
@@ -308,7 +374,7 @@ class Desk:
             BadData: a row cannot be used; the message names it.
             BadRequest: the name or the policy cannot be used.
         """
-        check_name(name)
+        check_shelf_name(name)
         rows, size = read_rows(file), file.stat().st_size
         cleaner = cleaner_for(policy_for(pii, self.settings, called=name), self.archive, tenant=actor.tenant)
         report = None
@@ -327,6 +393,85 @@ class Desk:
         kind = options.get("module", "predict")
         resolve_target(options["target"], kind=kind, instructions=options.get("instructions"))
         return self.shelf.keep_target(actor, name, {key: value for key, value in spec.items() if value is not None})
+
+    # --- algorithms and experiments ----------------------------------------------------------------------------------
+
+    def register_algorithm(
+        self, actor: Actor, name: str, url: str, *, secret_env: str | None = None
+    ) -> tuple[Registered, bool]:
+        """An algorithm behind a URL that this tenant can name from now on, and whether the name is new.
+
+        Args:
+            secret_env: The environment variable with its secret; None for ``RATCHET_ALGORITHM_SECRET``.
+
+        Raises:
+            BadRequest: its host is not allowed, or it breaks the contract on synthetic problems.
+        """
+        check_name(name)
+        try:
+            AllowedHosts.from_text(self.settings.algorithm_hosts).check(url)
+        except BadRequest as error:
+            raise BadRequest(str(error), field="url") from error
+        address = Address(url=url, secret_env=secret_env)
+        promises = list(check(any_search(name, self.settings, {name: address}), name))
+        for promise in promises:
+            if promise.required and not promise.kept:
+                raise BadRequest(
+                    f"{name} does not keep the promise that {promise.what}: {promise.where}; "
+                    f"`ratchet algorithms check {url}` tries it again",
+                    field="url",
+                    value=url,
+                )
+        return self.algorithms.register(actor, name, address, [asdict(promise) for promise in promises])
+
+    def algorithm_names(self, actor: Actor) -> list[dict[str, str]]:
+        """Name, kind and source of every algorithm that this tenant can name."""
+        found = [{"name": name, "kind": "built in", "what": ""} for name in sorted(BUILT_IN)]
+        for each in listed(self.settings):
+            found.append({**each, "what": ""} if each["kind"] == "URL" else each)  # the address is an operator's matter
+        mine = self.algorithms.page(actor.tenant, after="", limit=1000)
+        return [*found, *({"name": each.name, "kind": "registered", "what": each.created_by} for each in mine)]
+
+    def plan_experiment(self, actor: Actor, *, target: str, metric: MetricName, arms: Sequence[Arm]) -> Experiment:
+        """An experiment between versions of a target; nothing is sent to them yet.
+
+        Raises:
+            UserError: there is no such target or version, or the arms cannot share its traffic.
+        """
+        name = self.shelf.target(actor.tenant, target).name
+        if len({arm.version for arm in arms}) < len(arms):
+            raise BadRequest("an arm is named twice; give each version once", field="arms")
+        if abs(sum(arm.share for arm in arms) - 1) > 1e-6:
+            total = sum(arm.share for arm in arms)
+            raise BadRequest(f"the shares add up to {total:g}; give shares that add up to 1", field="arms", value=total)
+        for arm in arms:
+            if arm.version is not None and self.versions.find(actor.tenant, arm.version).target != name:
+                raise BadRequest(f"version {arm.version} is not one of {name}; name one of its own", field="arms")
+        return self.experiments.plan(actor, target=name, metric=metric, arms=arms)
+
+    def measured(self, actor: Actor, version: str | None) -> Performance | None:
+        """What was measured of a version on the sealed test that proved it; None where nothing was."""
+        if version is None:
+            return None
+        result = self.jobs.result(actor.tenant, self.versions.find(actor.tenant, version).optimization_id)
+        return None if result is None else OptimizationResult.from_json(result).optimized_performance
+
+    # --- analytics ---------------------------------------------------------------------------------------------------
+
+    def performance(
+        self,
+        actor: Actor,
+        *,
+        since: datetime,
+        until: datetime,
+        target: str | None = None,
+        algorithm: str | None = None,
+        window: Window = "all",
+    ) -> list[Figures]:
+        """How the optimizations went that were asked for from ``since`` to before ``until``."""
+        begin, end = since.isoformat(), until.isoformat()
+        found = outcomes(self.archive, actor.tenant, since=begin, until=end, target=target)
+        return figures([each for each in found if algorithm in (None, each.algorithm)], window=window)
 
 
 def _measured(payload: Mapping[str, Any] | None) -> dict[str, Any] | None:

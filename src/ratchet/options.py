@@ -20,9 +20,12 @@ class Options:
         target: What ``ratchet.programs.targets.resolve_target`` takes.
         data, train, validation, test: Files of examples.
         metric: What ``ratchet.programs.metrics.resolve_metric`` takes.
+        rubric: What ``llm_judge`` grades by, where it is no file.
         algorithms: Names in the catalogue, in order; ``auto`` for the default.
         lm, reflection_lm, judge_lm: Model names; the task LM stands in where one is left out.
         lm_base, lm_key_env: An OpenAI-compatible server, and the environment variable with its key.
+        target_values: Metric -> value from which the search need not go on.
+        max_resource_usage: Share of a worker's slots; the service heeds it.
         price: Dollars per million tokens, prompt and completion, for models DSPy has no price of.
         requests_per_minute, tokens_per_minute: What the provider grants; None for no limit.
         share_replies: Whether replies that are meant to be repeatable (temperature 0, or a seed) are shared between
@@ -45,6 +48,7 @@ class Options:
     validation: str | None = None
     test: str | None = None
     metric: str = "exact_match"
+    rubric: str | None = None
     algorithms: tuple[str, ...] = ("auto",)
     lm: str | None = None
     reflection_lm: str | None = None
@@ -62,6 +66,8 @@ class Options:
     max_minutes: float = 120.0
     min_improvement: float = 0.05
     objectives: tuple[tuple[str, float], ...] = (("quality_score", 1.0),)
+    target_values: tuple[tuple[str, float], ...] = ()
+    max_resource_usage: float = 0.2
     success_at: float = 1.0
     seed: int = 0
     concurrency: int = 8
@@ -91,7 +97,8 @@ class Options:
             if values.get(name) is not None:
                 values[name] = tuple(values[name])
         values["learn_from"] = tuple(values.get("learn_from", ()))
-        for name in ("objectives", "fields"):
+        values.setdefault("target_values", ())
+        for name in ("objectives", "fields", "target_values"):
             values[name] = tuple(tuple(pair) for pair in values[name])
         return cls(**values)
 

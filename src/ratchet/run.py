@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import dspy
@@ -22,7 +23,7 @@ from ratchet.algorithms.surrogate import Embedder, device_for, require_torch, su
 from ratchet.analytics.knowledge import DEFAULT_TENANT, LessonStore, Start
 from ratchet.core.algorithm import Search
 from ratchet.core.errors import BadRequest, Cancelled, RatchetError, StorageUnavailable, UnknownName
-from ratchet.core.problem import Candidate, Example, Problem
+from ratchet.core.problem import Candidate, Example, Problem, content_hash
 from ratchet.core.request import Constraints, Objective, OptimizationRequest, Target
 from ratchet.core.result import OptimizationResult, Spend, Status
 from ratchet.engine.archive import Event, Notebook, Optimization
@@ -36,15 +37,18 @@ from ratchet.programs.dspy_program import DspyProgram, input_names, output_names
 from ratchet.programs.gateway import PACES, Gateway
 from ratchet.programs.gateway_lm import GatewayLM
 from ratchet.programs.identity import agent_identity, program_identity
-from ratchet.programs.journal import Role
+from ratchet.programs.journal import Fork, Heritage, Role
 from ratchet.programs.ledger import Halt, Limits
 from ratchet.programs.line import Line, Price
 from ratchet.programs.lm import NamedLM, resolve_lm
 from ratchet.programs.loop import run
 from ratchet.programs.metrics import resolve_metric, user_metric
 from ratchet.programs.remote import RemoteAgent
+from ratchet.programs.remote_algorithm import Address
 from ratchet.programs.teleprompter import TELEPROMPTERS, compile_with
 from ratchet.settings import Settings, quiet_libraries
+from ratchet.storage.algorithms import addresses
+from ratchet.storage.forks import SqlHeritage
 from ratchet.storage.lessons import SqlLessons
 from ratchet.storage.memory import MemoryNotebook
 from ratchet.storage.sql import SqlArchive
@@ -94,11 +98,19 @@ def known_algorithms() -> tuple[str, ...]:
     return tuple(sorted((*NATIVE, *TELEPROMPTERS)))
 
 
-def prepare(options: Options, given: Given, settings: Settings, *, splits: Splits | None = None) -> Prepared:
+def prepare(
+    options: Options,
+    given: Given,
+    settings: Settings,
+    *,
+    splits: Splits | None = None,
+    addresses: Mapping[str, Address] = MappingProxyType({}),
+) -> Prepared:
     """Resolve every name in ``options``.
 
     Args:
         splits: The data as an earlier process had split it; None reads and splits the files.
+        addresses: Algorithms that were registered with the service.
 
     Raises:
         UserError: a name, a file or an option cannot be used.
@@ -111,7 +123,7 @@ def prepare(options: Options, given: Given, settings: Settings, *, splits: Split
     request = _request(options)
     if "surrogate" in request.algorithms:
         require_torch()
-    custom = _custom(request, given, settings)
+    custom = _custom(request, given, settings, addresses)
     target = (
         targets.Target(module=given.program, text=options.target)
         if given.program is not None
@@ -139,12 +151,14 @@ def prepare(options: Options, given: Given, settings: Settings, *, splits: Split
     )
 
 
-def _custom(request: OptimizationRequest, given: Given, settings: Settings) -> dict[str, catalogue.Custom]:
+def _custom(
+    request: OptimizationRequest, given: Given, settings: Settings, addresses: Mapping[str, Address]
+) -> dict[str, catalogue.Custom]:
     """The algorithms asked for that are not built in."""
     return {
         name: catalogue.Custom(name=name, source="an object of the caller", search=given.algorithms[name])
         if name in given.algorithms
-        else catalogue.find(name, settings)
+        else catalogue.find(name, settings, addresses)
         for name in request.algorithms
         if name not in known_algorithms()
     }
@@ -163,11 +177,15 @@ def _request(options: Options) -> OptimizationRequest:
         names += AUTO if name == "auto" else [name]
     return OptimizationRequest(
         target=Target(id=options.target),
-        objectives=tuple(Objective(metric=name, weight=weight) for name, weight in options.objectives),  # type: ignore[arg-type]
+        objectives=tuple(
+            Objective(metric=name, weight=weight, target_value=dict(options.target_values).get(name))  # type: ignore[arg-type]
+            for name, weight in options.objectives
+        ),
         algorithms=tuple(names),
         constraints=Constraints(
             max_optimization_time=options.max_minutes * 60,
             min_improvement_threshold=options.min_improvement,
+            max_resource_usage=options.max_resource_usage,
             max_calls=options.max_calls,
             max_usd=options.max_usd,
         ),
@@ -256,6 +274,7 @@ class Run:
         emit: Told of every event.
         start: What it begins with of what was learned before.
         lessons: Where its own lesson is kept; None keeps none.
+        heritage: What another optimization paid for, and this one need not.
     """
 
     def __init__(
@@ -268,6 +287,7 @@ class Run:
         emit: Callable[[Event], None] = lambda event: None,
         start: Start | None = None,
         lessons: LessonStore | None = None,
+        heritage: Heritage | None = None,
     ) -> None:
         self.id = optimization_id
         self.start = start or Start(state="off")
@@ -297,6 +317,7 @@ class Run:
                 tokens_per_minute=options.tokens_per_minute,
                 **patience,
             ),
+            heritage=heritage,
         )
         named_lms: tuple[tuple[Role, NamedLM | None], ...] = (
             ("task", prepared.task),
@@ -317,6 +338,7 @@ class Run:
                 labels=sorted(prepared.splits.train[0].labels),
                 outputs=output_names(prepared.target.module) or None,
                 judge_lm=self.judge,
+                rubric=prepared.options.rubric,
             )
             if isinstance(prepared.metric, str)
             else user_metric(prepared.metric)
@@ -552,6 +574,7 @@ def new_run(
     *,
     identity: str | None = None,
     status: Status = "running",
+    fork: Fork | None = None,
     emit: Callable[[Event], None] = lambda event: None,
 ) -> Run:
     """A new optimization, stored as ``status`` and ready to be executed.
@@ -559,17 +582,21 @@ def new_run(
     Args:
         identity: Its id; a new one where it is left out.
         status: How it is stored.
+        fork: What it was forked from; it begins with what that one had learned.
 
     Raises:
         UserError: the request cannot be carried out; nothing was stored then.
     """
     options, cleaner = guarded(options, settings, archive)
     given = replace(given, cleaner=cleaner)
+    found = addresses(archive, options.tenant)
     identity = identity or uuid.uuid4().hex[:12]
     # Built once before it is stored, so that a request that cannot work leaves nothing behind.
-    prepared, tried = tried_run(options, given, settings, identity=identity)
+    prepared, tried = tried_run(options, given, settings, addresses=found, identity=identity)
     lessons = SqlLessons(archive)
-    start = learned.start(tried, lessons)
+    start = (
+        learned.start(tried, lessons) if fork is None else Start.from_json(archive.find(fork.of).request.get("start"))
+    )
     notebook = archive.start(
         Optimization(
             id=identity,
@@ -580,21 +607,33 @@ def new_run(
                 "identities": identities(prepared),
                 "kind": "objects" if given.program is not None else "names",
                 "start": start.to_json(),
+                **({"fork": fork.to_json()} if fork is not None else {}),
             },
         )
     )
     splits = prepared.splits
     notebook.keep_examples({"train": splits.train, "validation": splits.validation, "test": splits.test})
-    return Run(prepared, notebook, optimization_id=identity, spent_seconds=0.0, emit=emit, start=start, lessons=lessons)
+    return Run(
+        prepared,
+        notebook,
+        optimization_id=identity,
+        spent_seconds=0.0,
+        emit=emit,
+        start=start,
+        lessons=lessons,
+        heritage=None if fork is None else SqlHeritage(archive, fork),
+    )
 
 
-def tried_run(options: Options, given: Given, settings: Settings, *, identity: str = "tried") -> tuple[Prepared, Run]:
+def tried_run(
+    options: Options, given: Given, settings: Settings, *, addresses: Mapping[str, Address], identity: str = "tried"
+) -> tuple[Prepared, Run]:
     """An optimization that is built and not stored.
 
     Raises:
         UserError: the request cannot be carried out.
     """
-    prepared = prepare(options, given, settings)
+    prepared = prepare(options, given, settings, addresses=addresses)
     if isinstance(prepared.target.module, RemoteAgent) and prepared.reflection is None:
         raise BadRequest("the texts of a remote agent are rewritten by an LM; name one with --reflection-lm")
     return prepared, Run(prepared, MemoryNotebook(), optimization_id=identity, spent_seconds=0.0)
@@ -626,8 +665,10 @@ def resumed_run(
     _, cleaner = guarded(options, settings, archive)
     given = replace(given, cleaner=cleaner)
     parts = notebook.examples()
-    splits = Splits(train=parts["train"], validation=parts["validation"], test=parts["test"])
-    prepared = prepare(options, given, settings, splits=splits)
+    fork = Fork.from_json(stored.request["fork"]) if "fork" in stored.request else None
+    notes = () if fork is None else (f"it was forked from {fork.of}, whose sealed test has the same examples",)
+    splits = Splits(train=parts["train"], validation=parts["validation"], test=parts["test"], notes=notes)
+    prepared = prepare(options, given, settings, splits=splits, addresses=addresses(archive, options.tenant))
     before, now = stored.request["identities"], identities(prepared)
     for name, value in now.items():
         if before.get(name) != value:
@@ -643,19 +684,22 @@ def resumed_run(
         emit=emit,
         start=Start.from_json(stored.request.get("start")),
         lessons=SqlLessons(archive),
+        heritage=None if fork is None else SqlHeritage(archive, fork),
     )
 
 
 def identities(prepared: Prepared) -> dict[str, Any]:
     """Hashes and versions of all that a result depends on."""
     custom = {name: each.identity for name, each in prepared.custom.items()}
+    rubric = prepared.options.rubric
+    metric = prepared.metric if isinstance(prepared.metric, str) else user_metric(prepared.metric).name
     return {
         "program": program_identity(prepared.target.module, tune_tools=prepared.options.tune_tools),
         "data": dataset_hash(prepared.splits),
         "task_lm": prepared.task.identity if prepared.task else agent_identity(prepared.target.module),
         "reflection_lm": prepared.reflection.identity if prepared.reflection else None,
         "judge_lm": prepared.judge.identity if prepared.judge else None,
-        "metric": prepared.metric if isinstance(prepared.metric, str) else user_metric(prepared.metric).name,
+        "metric": metric if rubric is None else f"{metric} by rubric {content_hash(rubric)}",
         "versions": {name: importlib.metadata.version(name) for name in ("dspy-ratchet", "dspy", "gepa", "optuna")},
         **({"algorithms": custom} if custom else {}),
         **({"embedder": prepared.embedder} if "surrogate" in prepared.request.algorithms else {}),

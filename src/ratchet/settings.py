@@ -33,10 +33,14 @@ class Settings(BaseSettings):
         worker_concurrency: Optimizations that one worker works on at once.
         tenant_concurrency: Optimizations of one tenant under way at once, over all workers.
         global_concurrency: Optimizations under way at once, over all workers and tenants.
+        worker_slots: LM requests that one worker is meant to have under way at once; optimizations ask for shares of
+            them.
         import_allow: What the service may import as a target or a metric, with commas between; ``app.*`` is all in it.
         lm_bases: Addresses of LM servers that requests to the service may name, with commas between.
         max_upload_mb: The largest upload of a data set.
         max_body_kb: The largest body of any other request.
+        key_rate: Requests per minute of one key, at one server.
+        request_seconds: How long a request may take to arrive, and its answer to begin.
         pii: What is done with personal data in all fields that nothing else is said of; None for ``keep``.
         pii_policy: A file that says more of it: fields, names, patterns.
         oidc_issuer, oidc_audience, oidc_jwks: The identity provider whose tokens the service takes: ``iss``, ``aud``,
@@ -47,6 +51,8 @@ class Settings(BaseSettings):
         nats_url: The NATS JetStream server that all events are published to; none without one.
         event_source: The ``source`` of all events.
         oidc_role_claim, oidc_tenant_claim: The claims that say what the bearer may do, and whose things they see.
+        server: The service that commands are sent to; by default they work on this machine.
+        api_key, key_file: The key for it; the file goes first.
     """
 
     model_config = SettingsConfigDict(env_prefix="RATCHET_", populate_by_name=True)
@@ -69,10 +75,13 @@ class Settings(BaseSettings):
     worker_concurrency: int = 32
     tenant_concurrency: int = 16
     global_concurrency: int = 256
+    worker_slots: int = Field(default=256, ge=1)
     import_allow: str = ""
     lm_bases: str = ""
     max_upload_mb: float = 64.0
     max_body_kb: float = 1024.0
+    key_rate: int = Field(default=6000, ge=1)
+    request_seconds: float = Field(default=300.0, gt=0)
     pii: Literal["keep", "redact", "pseudonymise"] | None = None
     pii_policy: Path | None = None
     oidc_issuer: str = ""
@@ -85,6 +94,9 @@ class Settings(BaseSettings):
     webhook_attempts: int = Field(default=16, ge=1)
     nats_url: str = ""
     event_source: str = "urn:ratchet"
+    server: str = ""
+    api_key: SecretStr = SecretStr("")
+    key_file: Path | None = None
 
     @property
     def database(self) -> str:

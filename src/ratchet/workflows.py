@@ -40,6 +40,7 @@ from ratchet.storage.cycles import Schedule
 from ratchet.storage.erasure import Eraser, Retention
 from ratchet.storage.jobs import Job, Jobs
 from ratchet.storage.sql import SqlArchive
+from ratchet.storage.versions import Versions
 
 APPLICATION, QUEUE, WORKFLOW, SCHEDULED = "ratchet", "optimizations", "optimization", "scheduled"
 
@@ -157,6 +158,7 @@ class Worker:
         settings: Of this installation.
         archive: Where optimizations are kept.
         jobs: What is wanted of them.
+        versions: Where proven winners are registered.
         dispatcher: Where they are put when this worker stops.
         eraser: Erases what is older than the settings let it be.
         say: Told what an operator should know.
@@ -169,6 +171,7 @@ class Worker:
         settings: Settings,
         archive: SqlArchive,
         jobs: Jobs,
+        versions: Versions,
         dispatcher: Dispatcher,
         eraser: Eraser,
         *,
@@ -182,6 +185,7 @@ class Worker:
         self._settings = settings
         self._archive = archive
         self._jobs = jobs
+        self._versions = versions
         self._dispatcher = dispatcher
         self._say = say
         self._actor = Actor(name=f"worker {self.id}", tenant="", role="admin", origin=socket.gethostname())
@@ -280,7 +284,8 @@ class Worker:
                     raise
 
     def _try(self, identity: str, attempt: int, actor: Actor) -> str:
-        if self._jobs.begin(actor, identity, attempt) is None:
+        begun = self._jobs.begin(actor, identity, attempt)
+        if begun is None:
             return "not wanted any more"
         status, reason = self._carry_on(identity)
         if status == "queued":
@@ -289,10 +294,22 @@ class Worker:
                 self._dispatcher.enqueue(job)
             return "handed over"
         notebook = self._archive.open(identity)
-        notebook.note(Event(kind="ended", payload={"status": status, "reason": reason}))
+        version = self._register(actor, begun) if status == "improved" else None
+        notebook.note(Event(kind="ended", payload={"status": status, "reason": reason, **(version or {})}))
         notebook.flush()
         self._jobs.note_end(actor, identity, reason)
         return status
+
+    def _register(self, actor: Actor, job: Job) -> dict[str, str] | None:
+        """Have the winner be a version of its target; a program that was only described has no target to be one of."""
+        target, kept, _ = job.target.rpartition("@")
+        result = self._archive.find(job.id).result
+        if not kept or result is None:
+            return None
+        candidate = result["winner"]["key"]
+        return {
+            "version": self._versions.register(actor, target=target, optimization_id=job.id, candidate=candidate).id
+        }
 
     def _carry_on(self, identity: str) -> tuple[Status, str]:
         """How it stands after it was worked on, and why."""

@@ -341,6 +341,13 @@ async def test_a_judge_grades_by_the_rubric_and_says_why(tmp_path: Path) -> None
         score(resolve_metric(f"llm_judge:{rubric}", labels=[], judge_lm=judge_lm(7)), EXAMPLE, RIGHT)
 
 
+def test_a_judge_may_be_given_its_rubric_in_words() -> None:
+    lm = judge_lm(0.4)
+    metric = resolve_metric("llm_judge", labels=["answer"], judge_lm=lm, rubric="A good answer rhymes.")
+    assert score(metric, EXAMPLE, RIGHT).score == 0.4
+    assert "A good answer rhymes." in str(lm.history[-1]["messages"])
+
+
 def test_a_judge_without_rubric_or_lm_is_refused(tmp_path: Path) -> None:
     rubric = tmp_path / "rubric.md"
     with pytest.raises(BadMetric, match="llm_judge needs a rubric"):

@@ -17,7 +17,9 @@ def test_a_request_is_accepted_and_waits_in_the_queue(house: House) -> None:
     assert answer.headers["location"] == f"/api/v1/optimizations/{job['id']}"
     assert (job["status"], job["target"], job["data"]) == ("queued", "inline", {"data": "mails@1"})
     assert house.queue.waiting == [(job["id"], 1)]
-    assert house.ask("GET", answer.headers["location"]).json() == job
+    found = house.ask("GET", answer.headers["location"]).json()
+    assert found["request"]["options"]["metric"] == "exact_match"
+    assert {**found, "request": None} == job
     status = house.ask("GET", f"{answer.headers['location']}/status").json()
     assert (status["status"], status["phase"], status["progress"], status["best_so_far"]) == ("queued", None, 0.0, None)
     assert status["spend"]["calls"] == 0

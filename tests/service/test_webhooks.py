@@ -253,7 +253,7 @@ def test_a_dead_letter_of_what_was_erased_is_struck_off(house: House, receiver: 
     deliver(house, patience=Patience(attempts=1))
     with house.desk.archive.transaction() as connection:
         connection.execute(events.delete().where(events.c.optimization_id == job))
-    house.ask("POST", f"/api/v1/webhooks/{webhook['id']}/redeliver")
+    house.ask("POST", f"/api/v1/webhooks/{webhook['id']}/redeliver", json={})
     deliver(house)
     assert house.ask("GET", f"/api/v1/webhooks/{webhook['id']}/dead").json()["items"] == []
 
@@ -313,7 +313,7 @@ def test_a_dead_letter_that_fails_again_stays_one(house: House, receiver: Receiv
     begin(house)
     receiver.answer = lambda event: 400
     deliver(house, patience=Patience(attempts=1))
-    assert house.ask("POST", f"/api/v1/webhooks/{webhook['id']}/redeliver").json() == {"events": 1}
+    assert house.ask("POST", f"/api/v1/webhooks/{webhook['id']}/redeliver", json={}).json() == {"events": 1}
     deliver(house, looks=4, patience=Patience(attempts=2))
     (dead,) = house.ask("GET", f"/api/v1/webhooks/{webhook['id']}/dead").json()["items"]
     assert (dead["attempts"], dead["again"]) == (2, False)

@@ -292,7 +292,7 @@ class _Draw:
 
     def sizes(self, max_demos: int) -> list[int]:
         """From many to few: for the whole size, half and a quarter of it, the largest size not above it that gives each
-        class as many demos; then the whole and half the size as they are.
+        class as many demos; an eighth where that shows every class; then the whole and half the size as they are.
 
         A size above half is left out where the rarest class has too few demos for it.
         """
@@ -305,7 +305,8 @@ class _Draw:
         most = max(map(len, classes), default=1)
         enough = min((len(counts) * min(counts.values()) for counts in classes), default=max_demos)
         halved = [size for size in (max_demos, max_demos // 2, max_demos // 4) if size]
-        sizes = [size - size % most if most <= size else size for size in halved] + halved[:2]
+        sizes = [size - size % most if most <= size else size for size in halved]
+        sizes += [max_demos // 8] * (max_demos // 8 >= most) + halved[:2]
         return list(dict.fromkeys(size for size in sizes if size <= max(enough, max_demos // 2, 1)))
 
     def demo_set(self, *, size: int, traced: int) -> DemoSet:

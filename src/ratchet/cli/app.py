@@ -7,9 +7,10 @@ from typing import Annotated
 
 import typer
 
-from ratchet.cli import custom, data, flags, serving, telling, vault
+from ratchet.cli import agents, custom, data, flags, server, serving, telling, vault
 from ratchet.cli.begin import begin as _settings
 from ratchet.cli.begin import examples as _examples
+from ratchet.cli.begin import place
 from ratchet.cli.errors import Commands, say
 from ratchet.core.errors import BadRequest
 
@@ -36,6 +37,8 @@ app.add_typer(vault.vault, name="vault")
 app.command("delete")(vault.delete)
 app.add_typer(telling.webhooks, name="webhooks")
 app.add_typer(telling.schedules, name="schedules")
+server.add_to(app)
+app.command("mcp", epilog=agents.EXAMPLES)(agents.mcp)
 
 
 def _version(wanted: bool) -> None:
@@ -58,9 +61,12 @@ def ratchet(
     ctx: typer.Context,
     debug: Annotated[bool, typer.Option("--debug", envvar="RATCHET_DEBUG", help="Tracebacks and all logs.")] = False,
     version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="The version.")] = False,
+    url: server.Server = None,
+    key_file: server.KeyFile = None,
 ) -> None:
     """Makes DSPy programs better and proves it: search, sealed test, signed certificate."""
     ctx.obj = debug
+    server.note(ctx, url, key_file)
 
 
 def _text(path: Path | None) -> str | None:
@@ -130,7 +136,6 @@ def optimize(
     also when no gain could be proven: then the program stays as it is, and the reason is told.
     """
     settings = _settings(ctx, no_mlflow=no_mlflow)
-    from ratchet.cli import work
     from ratchet.options import Options
 
     options = Options(
@@ -174,7 +179,7 @@ def optimize(
         fields=flags.fields(map),
         pii=flags.policy(pii, pii_field, pii_policy, pii_set),
     )
-    work.optimize(options, out=out, as_json=json, settings=settings)
+    place(settings, "work").optimize(options, out=out, as_json=json, settings=settings)
 
 
 app.command(epilog=custom.COMPARE_EXAMPLES)(custom.compare)
@@ -255,18 +260,7 @@ def list_(
 ) -> None:
     """Optimizations and evaluations, the newest first."""
     settings = _settings(ctx)
-    from dataclasses import asdict
-
-    from ratchet.cli import render, work
-
-    archive = work.archive_if_there(settings)
-    found = archive.list(limit=limit) if archive else []
-    if json:
-        work.print_json([asdict(each) for each in found])
-    elif found:
-        render.show(render.list_view(found))
-    else:
-        say(f"nothing is stored in {settings.home} yet; `ratchet demo` makes a start")
+    place(settings, "read").list_(limit=limit, as_json=json, settings=settings)
 
 
 @app.command(epilog=_examples("ratchet show 3f2a", "ratchet show 3f2a --diff", "ratchet show 3f2a --front"))
@@ -279,9 +273,7 @@ def show(
 ) -> None:
     """One optimization: its outcome, what changed in the prompts, or the trade-offs it found."""
     settings = _settings(ctx)
-    from ratchet.cli import read
-
-    read.show(identity, diff=diff, front=front, as_json=json, settings=settings)
+    place(settings, "read").show(identity, diff=diff, front=front, as_json=json, settings=settings)
 
 
 @app.command(epilog=_examples("ratchet resume 3f2a", "ratchet resume 3f2a --out better"))
@@ -294,9 +286,7 @@ def resume(
 ) -> None:
     """Go on with an optimization that was stopped or killed; no recorded reply is paid for again."""
     settings = _settings(ctx, no_mlflow=no_mlflow)
-    from ratchet.cli import work
-
-    work.resume(identity, out=out, as_json=json, settings=settings)
+    place(settings, "work").resume(identity, out=out, as_json=json, settings=settings)
 
 
 @app.command(epilog=_examples("ratchet verify ratchet-demo/certificate.json"))

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import Any
 
 import typer
+
+from ratchet.cli.server import FLAGS
 
 
 def examples(*lines: str) -> str:
@@ -20,5 +23,10 @@ def begin(ctx: typer.Context, *, no_mlflow: bool = False) -> Any:
     quiet_libraries()
     if not ctx.obj:
         quiet()
-    settings = Settings()
-    return settings.model_copy(update={"mlflow": False}) if no_mlflow else settings
+    changed = ctx.meta.get(FLAGS, {}) | ({"mlflow": False} if no_mlflow else {})
+    return Settings().model_copy(update=changed)
+
+
+def place(settings: Any, room: str) -> Any:
+    """Where a command is carried out: by a module of this room here, or by a server."""
+    return import_module(f"ratchet.cli.{'remote' if settings.server else room}")

@@ -8,8 +8,8 @@ from typing import Annotated
 import typer
 
 from ratchet.cli import flags
-from ratchet.cli.begin import begin, examples
-from ratchet.cli.errors import FAILED, say
+from ratchet.cli.begin import begin, examples, place
+from ratchet.cli.errors import FAILED
 
 algorithms = typer.Typer(
     help="The names that --algorithm takes; those of packages and servers too.",
@@ -30,9 +30,7 @@ def list_(ctx: typer.Context, json: flags.Json = False) -> None:
     if ctx.invoked_subcommand is not None:
         return
     settings = begin(ctx)
-    from ratchet.cli import read
-
-    read.algorithms(as_json=json, settings=settings)
+    place(settings, "read").algorithms(as_json=json, settings=settings)
 
 
 @algorithms.command(
@@ -52,12 +50,7 @@ def add(
 ) -> None:
     """Give an algorithm behind a URL a name. Its host must be in RATCHET_ALGORITHM_HOSTS."""
     settings = begin(ctx)
-    from ratchet.catalogue import Address, AddressBook
-    from ratchet.programs.remote_algorithm import AllowedHosts
-
-    AllowedHosts.from_text(settings.algorithm_hosts).check(url)
-    AddressBook(settings.home).add(name, Address(url=url, secret_env=secret_env))
-    say(f"{name} stands for {url}; try it with: ratchet algorithms check {name}")
+    place(settings, "read").add_algorithm(name, url, secret_env, settings)
 
 
 @algorithms.command(epilog=examples("ratchet algorithms remove climb"))

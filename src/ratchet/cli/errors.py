@@ -9,6 +9,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
+from ratchet.cli.server import guard
 from ratchet.core.errors import Cancelled, CertificateInvalid, RatchetError, UserError
 
 DONE, FAILED, WRONG_USAGE, STOPPED = 0, 1, 2, 130
@@ -32,6 +33,10 @@ def say(line: str) -> None:
 
 class Commands(TyperGroup):
     """The commands; the outermost turn, where what was raised is told in one line."""
+
+    def __init__(self, **more: Any) -> None:
+        super().__init__(**more)
+        guard(self)
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command."""

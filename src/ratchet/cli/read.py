@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 from rich.markup import escape
 
 from ratchet.algorithms import NATIVE
-from ratchet.catalogue import listed
+from ratchet.catalogue import AddressBook, listed
 from ratchet.cli import render, work
 from ratchet.cli.errors import say
 from ratchet.cli.front import front_view
@@ -17,12 +18,34 @@ from ratchet.contest import KIND, Contest
 from ratchet.core.errors import UnknownName
 from ratchet.core.result import Front, OptimizationResult
 from ratchet.engine.archive import Optimization
+from ratchet.engine.report import Side
 from ratchet.options import AUTO, Options
 from ratchet.programs.lm import LOCAL_MODELS
+from ratchet.programs.remote_algorithm import Address, AllowedHosts
 from ratchet.programs.teleprompter import TELEPROMPTERS
 from ratchet.publish import measured, prompt_diff
 from ratchet.publish import verify as check
 from ratchet.settings import Settings
+
+Sides = Callable[[OptimizationResult, Options], tuple[Side, Side]]
+"""Measures baseline and chosen candidate on the sealed test."""
+
+
+def list_(*, limit: int, as_json: bool, settings: Settings) -> None:
+    """Optimizations and evaluations, the newest first."""
+    archive = work.archive_if_there(settings)
+    found = archive.list(limit=limit) if archive else []
+    show_list(found, as_json=as_json, none=f"nothing is stored in {settings.home} yet; `ratchet demo` makes a start")
+
+
+def show_list(found: Sequence[Optimization], *, as_json: bool, none: str) -> None:
+    """Optimizations as a table, or JSON; ``none`` is said when there are none."""
+    if as_json:
+        work.print_json([asdict(each) for each in found])
+    elif found:
+        render.show(render.list_view(found))
+    else:
+        say(none)
 
 
 def show(identity: str, *, diff: bool, front: bool, as_json: bool, settings: Settings) -> None:
@@ -31,6 +54,16 @@ def show(identity: str, *, diff: bool, front: bool, as_json: bool, settings: Set
     if archive is None:
         raise UnknownName(f"there is no optimization with id {identity!r}: nothing is stored in {settings.home}")
     stored = archive.find(identity)
+
+    def sides(result: OptimizationResult, options: Options) -> tuple[Side, Side]:
+        return measured(archive.open(stored.id), result, options)
+
+    again = f"ratchet resume {stored.id}"
+    show_stored(stored, diff=diff, front=front, as_json=as_json, sides=sides, again=again)
+
+
+def show_stored(stored: Optimization, *, diff: bool, front: bool, as_json: bool, sides: Sides, again: str) -> None:
+    """One optimization, wherever it is stored; ``again`` is the command by which it goes on."""
     if stored.request.get("kind") == KIND and stored.result is not None and not as_json:
         render.show(render.contest_view(Contest.from_json(stored.result)))
         return
@@ -47,11 +80,10 @@ def show(identity: str, *, diff: bool, front: bool, as_json: bool, settings: Set
         render.show(render.diff_view(changes))
     elif result is not None:
         options = Options.from_json(stored.request["options"])
-        sides = measured(archive.open(stored.id), result, options)
         render.show(f"{stored.id}  {escape(options.target)}")
-        render.show(render.result_view(result, sides))
+        render.show(render.result_view(result, sides(result, options)))
     else:
-        render.show(_unfinished(stored))
+        render.show(_unfinished(stored, again))
 
 
 def _show_front(stored: Optimization, result: OptimizationResult | None, *, as_json: bool) -> None:
@@ -65,13 +97,13 @@ def _show_front(stored: Optimization, result: OptimizationResult | None, *, as_j
         render.show(front_view(front, chosen=result.winner, baseline=result.baseline))
 
 
-def _unfinished(stored: Optimization) -> str:
+def _unfinished(stored: Optimization, again: str) -> str:
     lines = [f"{stored.id}  {escape(stored.request['options']['target'])}"]
     lines.append(f"{render.VERDICTS.get(stored.status, stored.status)} {escape(stored.error)}".rstrip())
     if stored.status == "evaluated" and stored.result:
         lines.append(f"quality {stored.result['baseline_performance']['quality_score']:.3f}")
     else:
-        lines.append(f"go on with: ratchet resume {stored.id}")
+        lines.append(f"go on with: {again}")
     return "\n".join(lines)
 
 
@@ -108,6 +140,13 @@ def algorithms(*, as_json: bool, settings: Settings) -> None:
         return
     for each in found:
         render.show(f"{each['name']:<30} {each['kind']:<8} {escape(each['what'])}")
+
+
+def add_algorithm(name: str, url: str, secret_env: str | None, settings: Settings) -> None:
+    """A name for an algorithm behind a URL."""
+    AllowedHosts.from_text(settings.algorithm_hosts).check(url)
+    AddressBook(settings.home).add(name, Address(url=url, secret_env=secret_env))
+    say(f"{name} stands for {url}; try it with: ratchet algorithms check {name}")
 
 
 def _first_sentence(text: str | None) -> str:

@@ -15,13 +15,22 @@ keys = typer.Typer(no_args_is_help=True, help="API keys of the service.")
 audit = typer.Typer(no_args_is_help=True, help="The audit trail of the service.")
 
 
+def check_installed() -> None:
+    """Refuse to go on without what the service needs.
+
+    Raises:
+        BadRequest: a package is not there.
+    """
+    for package in ("dbos", "fastapi", "jwt", "prometheus_client", "psycopg", "uvicorn", "websockets"):
+        if find_spec(package) is None:
+            raise BadRequest(f"the service needs {package}; pip install 'dspy-ratchet[service]' brings all it needs")
+
+
 def _settings(ctx: typer.Context) -> Any:
     from ratchet.cli.noise import quiet
     from ratchet.settings import Settings, quiet_libraries
 
-    for package in ("dbos", "fastapi", "jwt", "prometheus_client", "psycopg", "uvicorn", "websockets"):
-        if find_spec(package) is None:
-            raise BadRequest(f"the service needs {package}; pip install 'dspy-ratchet[service]' brings all it needs")
+    check_installed()
     quiet_libraries()
     if not ctx.obj:
         quiet()
@@ -61,6 +70,7 @@ def keys_create(
     role: Annotated[str, flags.flag("role", "viewer, developer, operator or admin.")] = "developer",
     tenant: Annotated[str, flags.flag("tenant", "Whose things it sees.")] = "default",
     days: Annotated[float | None, flags.flag("days", "Days until it expires; never if left out.", min=0.0001)] = None,
+    rate: Annotated[int | None, flags.flag("rate", "Requests a minute; RATCHET_KEY_RATE if left out.", min=1)] = None,
     json: flags.Json = False,
 ) -> None:
     """Make a key, and show it this once."""
@@ -74,7 +84,14 @@ def keys_create(
 
     desk = open_desk(settings)
     expires_at = None if days is None else desk.clock() + timedelta(days=days)
-    key, text = desk.keys.create(here("ratchet keys"), name=name, tenant=tenant, role=role, expires_at=expires_at)
+    key, text = desk.keys.create(
+        here("ratchet keys"),
+        name=name,
+        tenant=tenant,
+        role=role,
+        expires_at=expires_at,
+        requests_per_minute=rate,
+    )
     if json:
         print_json({**asdict(key), "key": text})
     else:

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 Role = Literal["viewer", "developer", "operator", "admin"]
-"""A viewer reads; a developer also optimizes; an operator also reads the audit trail and the
-metrics, and erases; an admin all."""
+"""A viewer reads; a developer also optimizes; an operator also promotes, erases, registers algorithms, and reads the
+audit trail and the metrics; an admin all."""
 
 ROLES: tuple[Role, ...] = get_args(Role)
 

@@ -11,6 +11,8 @@ RatchetError
 │   │   └── InUse                another process works on it
 │   ├── NotWorthwhile            the pre-flight declined; ``--force`` goes on
 │   ├── Conflict                 what is asked for does not go with how things stand
+│   │   └── Stale                it was changed by somebody else meanwhile
+│   ├── TooMany                  more requests than are granted
 │   ├── Denied                   whoever asks may not
 │   └── CertificateInvalid       a certificate that does not hold
 ├── BudgetSpent                  a limit was reached; never a score
@@ -77,6 +79,14 @@ class NotWorthwhile(UserError):
 
 class Conflict(UserError):
     """This does not go with how things stand."""
+
+
+class Stale(Conflict):
+    """It was changed meanwhile."""
+
+
+class TooMany(UserError):
+    """These are more requests than are granted."""
 
 
 class Denied(UserError):

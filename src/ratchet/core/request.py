@@ -46,6 +46,10 @@ class Objective:
             raise BadRequest(f"objective {self.metric!r} is not known; choose from {', '.join(METRICS)}")
         if not math.isfinite(self.weight) or self.weight < 0:
             raise BadRequest(f"the weight of objective {self.metric} is {self.weight}; give a number of at least 0")
+        if self.target_value is not None and not (math.isfinite(self.target_value) and self.target_value >= 0):
+            raise BadRequest(
+                f"the target value of objective {self.metric} is {self.target_value}; give a number of at least 0"
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,7 +59,7 @@ class Constraints:
     Attributes:
         max_optimization_time: Seconds.
         min_improvement_threshold: Relative gain in quality from which a proven gain is worth promoting (0.05 = 5 %).
-        max_resource_usage: Share of the worker pool; used by the service.
+        max_resource_usage: Share of a worker's slots, at most 1; the service heeds it.
         max_calls: LM calls sent, over task LM, reflection LM, judge and retries; None for no limit.
         max_usd: Dollars; None for no limit.
 

@@ -20,6 +20,7 @@ from ratchet.core.problem import Budget, Candidate, Example, PredictorSpec, Prob
 from ratchet.core.request import OptimizationRequest
 from ratchet.core.result import Ancestor, Details, Front, OptimizationResult, Performance, Spend, Status, performance
 from ratchet.core.statistics import Comparison, compare_paired, relative_change
+from ratchet.engine.aim import Standing, standings
 from ratchet.engine.archive import Event, Notebook
 from ratchet.engine.front import front_of
 from ratchet.engine.hygiene import Guard
@@ -147,6 +148,7 @@ class Optimizer:
         self.made_by: dict[str, str] = {}
         self.notes = list(job.notes)
         self.spare = 0
+        self.reached: Candidate | None = None
         self.bought: tuple[Bought, ...] = ()
         self.progress: list[Progress] = []
         self._before = Counter(_gist(event) for _, event in job.notebook.events())
@@ -172,6 +174,20 @@ class Optimizer:
             if known is not None and known.mean > self.best[1]:
                 self.best = (candidate, known.mean)
                 self._emit("best", candidate=candidate.key, mean=known.mean, n=len(known))
+            if known is not None and self.job.ledger.stage.startswith("search") and self._reaches(candidate, known):
+                self.runner.end_stage()
+
+    def _reaches(self, candidate: Candidate, known: Evaluations) -> bool:
+        """Whether ``candidate`` reaches all that was aimed at, on validation; then the search need not go on."""
+        if self.reached is None and (found := self._standings(known)) and all(each.reached for each in found):
+            self.reached = candidate
+            told = "; ".join(map(str, found))
+            self._note(f"the search ended: candidate {candidate.key} has what was asked for on validation: {told}")
+        return self.reached is not None
+
+    def _standings(self, rows: Evaluations) -> tuple[Standing, ...]:
+        request = self.job.request
+        return standings(rows, request.objectives, success_at=request.success_at, seed=request.seed)
 
     def _note(self, text: str) -> None:
         self.notes.append(text)
@@ -302,6 +318,9 @@ class Optimizer:
         finalists: list[Candidate] = [job.seed]
         for number, name in enumerate(names):
             start = self._best_of(finalists)
+            known = self.runner.known(start, self.validation)
+            if known is not None and self._reaches(start, known):
+                break
             if self._perfect(start):
                 self.notes.append(f"{name} and what follows it was not run: nothing on validation is left to gain")
                 break
@@ -369,6 +388,8 @@ class Optimizer:
                 found = [best]
             if self.runner.called_off or reserve:  # what of it got through is chance: it must not count from here on
                 self._begin(f"{stage}, validation", allowance=(self.runner.left() or 0) + reserve)
+        if self.reached is not None and self.reached not in found:
+            found = [*found, self.reached]
         for candidate in found:
             self.made_by.setdefault(candidate.key, name)
             if await self._validated(candidate, recorded=opaque):
@@ -497,6 +518,7 @@ class Optimizer:
         threshold = request.constraints.min_improvement_threshold
         proven = comparison.p_value < 0.05 and comparison.interval[0] > 0
         enough = change is None or change / 100 >= threshold
+        self.notes += [f"on the sealed test, {each}" for each in self._standings(after)]
         low, high = comparison.interval
         figures = (
             f"{comparison.effect:+.3f} [{low:+.3f}, {high:+.3f}], p = {comparison.p_value:.2g}, n = {comparison.n}"

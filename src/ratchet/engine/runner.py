@@ -147,6 +147,11 @@ class Runner:
             return None
         return 0 if self._spent else max(0, self._allowance - self._used)
 
+    def end_stage(self) -> None:
+        """Have the stage's budget be spent: nothing more is begun in it."""
+        self._see_stage()
+        self._spent = True
+
     async def evaluate(self, candidate: Candidate, examples: Sequence[Example], *, repeats: int = 1) -> Evaluations:
         """Evaluations of ``candidate``; rows there are already are not run again.
 

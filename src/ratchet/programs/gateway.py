@@ -17,7 +17,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import count
 from typing import Any
 
@@ -40,7 +40,7 @@ from ratchet.core.errors import BudgetSpent, LmUnavailable, RatchetError
 from ratchet.core.evaluation import Usage
 from ratchet.core.problem import content_hash
 from ratchet.programs import telemetry
-from ratchet.programs.journal import Journal, Reply
+from ratchet.programs.journal import Heritage, Journal, Reply
 from ratchet.programs.ledger import Halt, Ledger, Limits
 from ratchet.programs.line import Line
 from ratchet.programs.loop import arun, house_loop, on_loop, run, wait_for
@@ -182,11 +182,20 @@ class Gateway(Ledger):
     Args:
         journal: Where requests and replies are noted; what it already holds is never paid again.
         limits: What may be spent.
+        heritage: What another optimization paid for, and this one need not.
     """
 
-    def __init__(self, journal: Journal, limits: Limits, *, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        journal: Journal,
+        limits: Limits,
+        *,
+        heritage: Heritage | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         super().__init__(journal, limits, clock=clock)
         self._journal = journal
+        self._heritage = heritage
         self._flights: dict[str, _Flight] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._slots = asyncio.Semaphore(limits.concurrency)
@@ -287,6 +296,9 @@ class Gateway(Ledger):
     # --- sending, with reservation, retries and settlement --------------------------------------------------------
 
     async def _send(self, flight: _Flight, line: Line, ask: Ask) -> Reply:
+        if (inherited := self._inherited(ask.key)) is not None:
+            _watch_recorded(line, inherited)
+            return inherited
         shared = self._shared_name(line, ask)
         if shared is None:
             return await self._persist(flight, line, ask, None)
@@ -418,6 +430,21 @@ class Gateway(Ledger):
             raise Halt(error) from error
         if reply is not None:
             self._note_stage(key, reply.stage)
+        return reply
+
+    def _inherited(self, key: str) -> Reply | None:
+        """A reply of the optimization that this one was forked from; it counts for the stage, and is not a call."""
+        try:
+            found = self._heritage.find(key) if self._heritage is not None else None
+            if found is None:
+                return None
+            self._admit(key)
+            reply = replace(found, stage=self._stage)
+            self._journal.record(reply)
+        except RatchetError as error:
+            self.halt(error)
+            raise Halt(error) from error
+        self._note_stage(key, reply.stage)
         return reply
 
     async def _reserve(self, line: Line, ask: Ask) -> tuple[str, float]:

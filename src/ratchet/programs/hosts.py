@@ -13,13 +13,13 @@ from yarl import URL
 
 from ratchet.core.errors import BadRequest, Denied
 
-Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+IpAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 
 
-def inner(address: Address) -> Address:
+def inner(address: IpAddress) -> IpAddress:
     """The IPv4 address that an IPv6 address stands for, where it stands for one.
 
     >>> inner(ipaddress.ip_address("::ffff:127.0.0.1")), inner(ipaddress.ip_address("64:ff9b::a00:1"))
@@ -32,7 +32,7 @@ def inner(address: Address) -> Address:
     return address.ipv4_mapped or address.sixtofour or (address.teredo and address.teredo[1]) or address
 
 
-def is_public(address: Address) -> bool:
+def is_public(address: IpAddress) -> bool:
     """Whether everybody's requests to ``address`` end at the same place.
 
     >>> [is_public(ipaddress.ip_address(each)) for each in ("1.1.1.1", "10.1.2.3", "169.254.169.254", "::1")]
@@ -65,7 +65,7 @@ class GuardedResolver(ThreadedResolver):
         """All addresses of ``host``, allowed or not."""
         return await super().resolve(host, port, family)
 
-    def check(self, host: str, port: int, address: Address) -> None:
+    def check(self, host: str, port: int, address: IpAddress) -> None:
         """See whether ``host`` may lead to ``address``.
 
         Raises:
@@ -147,11 +147,11 @@ class OpenHosts:
         """Whether the host is listed by name, with this port or with any."""
         return not self.names.isdisjoint({host.lower(), f"{host.lower()}:{port}"})
 
-    def covers(self, address: Address) -> bool:
+    def covers(self, address: IpAddress) -> bool:
         """Whether ``address`` is listed."""
         return any(address in network for network in self.networks)
 
-    def refusal(self, host: str, address: Address) -> str:
+    def refusal(self, host: str, address: IpAddress) -> str:
         """Why ``host`` is not asked."""
         return f"{host} leads to {address}, which is not public; an operator can put it on RATCHET_WEBHOOK_ALLOW"
 
@@ -167,7 +167,7 @@ class OpenResolver(GuardedResolver):
         super().__init__()
         self._hosts = hosts
 
-    def check(self, host: str, port: int, address: Address) -> None:
+    def check(self, host: str, port: int, address: IpAddress) -> None:
         """See whether ``host`` may lead to ``address``."""
         if not (is_public(address) or self._hosts.holds(host, port) or self._hosts.covers(address)):
             raise OSError(self._hosts.refusal(host, address))
@@ -177,7 +177,7 @@ def _listed(text: str) -> list[str]:
     return [each.strip().lower() for each in text.split(",") if each.strip()]
 
 
-def _address(host: str, url: str) -> Address | None:
+def _address(host: str, url: str) -> IpAddress | None:
     """The address that ``host`` is, if it is one and not a name."""
     try:
         return inner(ipaddress.ip_address(host.partition("%")[0]))

@@ -57,6 +57,35 @@ class Sent:
     by_stage: Mapping[str, int]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fork:
+    """Where an optimization comes from that was forked from another one.
+
+    Attributes:
+        of: The other one.
+        stages: The stages of the other one whose replies are used again; None for all.
+    """
+
+    of: str
+    stages: tuple[str, ...] | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON data."""
+        return {"of": self.of, "stages": None if self.stages is None else list(self.stages)}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Fork:
+        """The fork that ``to_json`` came from."""
+        return cls(of=data["of"], stages=None if data["stages"] is None else tuple(data["stages"]))
+
+
+class Heritage(Protocol):
+    """What another optimization recorded, and this one may use."""
+
+    def find(self, key: str) -> Reply | None:
+        """The reply that was recorded there as ``key``, if there is one."""
+
+
 class Journal(Protocol):
     """The journal of one optimization.
 
@@ -74,7 +103,7 @@ class Journal(Protocol):
         """Note that a request is about to be sent; called again for each retry."""
 
     def record(self, reply: Reply, *, shared: str | None = None) -> None:
-        """Keep a reply; its reservation is settled.
+        """Keep a reply; its reservation is settled. One without a reservation was paid for by another optimization.
 
         Args:
             shared: The name under which other optimizations may find it; None for not at all.

@@ -216,7 +216,12 @@ def _result(metric: Metric, returned: Any) -> MetricResult:
 
 
 def resolve_metric(
-    name_or_path: str, *, labels: Sequence[str], outputs: Sequence[str] | None = None, judge_lm: Any = None
+    name_or_path: str,
+    *,
+    labels: Sequence[str],
+    outputs: Sequence[str] | None = None,
+    judge_lm: Any = None,
+    rubric: str | None = None,
 ) -> Metric:
     """The metric that a user names.
 
@@ -228,6 +233,7 @@ def resolve_metric(
         outputs: Output fields of the program. Without named fields those that are labels too are compared; None takes
             all labels.
         judge_lm: The LM that ``llm_judge`` asks.
+        rubric: What ``llm_judge`` grades by, where it is no file.
     Raises:
         UnknownName: there is no such metric, field, module or function.
         BadMetric: it cannot be called as a metric, or lacks what it needs.
@@ -239,7 +245,7 @@ def resolve_metric(
     """
     name, _, argument = name_or_path.partition(":")
     if name == "llm_judge":
-        return _judge(name_or_path, argument, judge_lm)
+        return _judge(name_or_path, argument, judge_lm, rubric)
     if name in FIELD_METRICS:
         return _field_metric(name_or_path, name, argument, labels, outputs)
     if "." in name or "/" in name or (argument and not difflib.get_close_matches(name, METRICS, n=1)):
@@ -614,13 +620,8 @@ class Grade(dspy.Signature):  # type: ignore[misc]  # dspy is untyped
     score: float = dspy.OutputField(desc="from 0 (useless) to 1 (perfect)")
 
 
-def _judge(text: str, argument: str, judge_lm: Any) -> Metric:
-    if not argument:
-        raise BadMetric(
-            "llm_judge needs a rubric: a text file that says what a good answer is, as in llm_judge:rubric.md"
-        )
-    if judge_lm is None:
-        raise BadMetric(f"metric {text} needs a judge LM; none was given")
+def _rubric(text: str, argument: str) -> str:
+    """The rubric in a file."""
     path = Path(argument).expanduser()
     try:
         rubric = path.read_text(encoding="utf-8-sig").strip()
@@ -630,6 +631,17 @@ def _judge(text: str, argument: str, judge_lm: Any) -> Metric:
         raise BadMetric(f"metric {text}: {path} cannot be read as text: {error}", file=str(path)) from error
     if not rubric:
         raise BadMetric(f"metric {text}: {path} is empty; write down what a good answer is", file=str(path))
+    return rubric
+
+
+def _judge(text: str, argument: str, judge_lm: Any, rubric: str | None) -> Metric:
+    if rubric is None and not argument:
+        raise BadMetric(
+            "llm_judge needs a rubric: a text file that says what a good answer is, as in llm_judge:rubric.md"
+        )
+    if judge_lm is None:
+        raise BadMetric(f"metric {text} needs a judge LM; none was given")
+    rubric = _rubric(text, argument) if rubric is None else rubric
     grade = dspy.Predict(Grade)
     grade.set_lm(judge_lm)
 

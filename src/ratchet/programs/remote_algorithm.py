@@ -29,7 +29,7 @@ from pydantic import ValidationError
 from ratchet.core.algorithm import Algorithm
 from ratchet.core.errors import BadRequest, BrokenProtocol, BudgetSpent
 from ratchet.core.problem import Problem, content_hash
-from ratchet.programs.hosts import Address, GuardedResolver
+from ratchet.programs.hosts import GuardedResolver, IpAddress
 from ratchet.programs.loop import run
 from ratchet.programs.messages import PROTOCOL, Answer, Reader, Words, problem_json
 
@@ -53,6 +53,18 @@ def signature(secret: str, direction: str, timestamp: str, body: bytes) -> str:
     '84c2b4dba4a73d71'
     """
     return hmac.new(secret.encode(), f"{direction}.{timestamp}.".encode() + body, hashlib.sha256).hexdigest()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Address:
+    """A registered algorithm.
+
+    Attributes:
+        secret_env: The environment variable that holds its secret; None for ``RATCHET_ALGORITHM_SECRET``.
+    """
+
+    url: str
+    secret_env: str | None = None
 
 
 # --- where a message may go -------------------------------------------------------------------------------------------
@@ -111,7 +123,7 @@ class Resolver(GuardedResolver):
         super().__init__()
         self._hosts = hosts
 
-    def check(self, host: str, port: int, address: Address) -> None:
+    def check(self, host: str, port: int, address: IpAddress) -> None:
         """See whether ``host`` may lead to ``address``."""
         inside = address.is_loopback or address.is_link_local or address.is_unspecified
         if inside and host.lower() != "localhost" and not self._hosts.holds(str(address), port):

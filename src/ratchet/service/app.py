@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager, suppress
 from importlib.metadata import version
 from typing import Any
@@ -17,9 +17,12 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ratchet.desk import Desk
-from ratchet.service import problems, routes, schemas
+from ratchet.service import openapi, problems, routes, schemas
 from ratchet.service.access import Operator, TheDesk
 from ratchet.service.live import Pulse
+from ratchet.service.patience import Patience
+from ratchet.service.rates import Rates
+from ratchet.service.routes.common import refusals
 from ratchet.service.tokens import Tokens
 
 house = APIRouter()
@@ -34,14 +37,19 @@ def healthz() -> schemas.HealthOut:
     return schemas.HealthOut()
 
 
-@house.get("/readyz", tags=["house"], responses={503: {"model": schemas.ProblemOut}})
+@house.get("/readyz", tags=["house"], responses=refusals(503))
 def readyz(desk: TheDesk) -> schemas.HealthOut:
     """That the database answers."""
     desk.jobs.newest_place()
     return schemas.HealthOut()
 
 
-@house.get("/metrics", tags=["house"], response_class=Response, responses={200: {"content": {"text/plain": {}}}})
+@house.get(
+    "/metrics",
+    tags=["house"],
+    response_class=Response,
+    responses={200: {"content": {"text/plain": {}}}, **refusals(401, 403, 429)},
+)
 def metrics(request: Request, actor: Operator) -> Response:
     """Prometheus metrics."""
     content = generate_latest(request.app.state.metrics)
@@ -58,6 +66,10 @@ class _Optimizations:
         for status, n in self._desk.jobs.counts().items():
             family.add_metric([status], n)
         yield family
+
+
+def _raw(headers: Mapping[str, str]) -> list[tuple[bytes, bytes]]:
+    return [(name.lower().encode(), value.encode()) for name, value in headers.items()]
 
 
 class Limits:
@@ -87,6 +99,8 @@ class Limits:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
+                if (grant := scope.get("state", {}).get("grant")) is not None:
+                    message["headers"] = [*message["headers"], *_raw(grant.headers)]
             await send(message)
 
         upload = scope["method"] == "POST" and scope["path"] == UPLOAD
@@ -149,14 +163,17 @@ def create_app(desk: Desk, *, work: Callable[[], Any] | None = None, stop: Calla
     )
     app.state.desk = desk
     app.state.pulse = Pulse(desk)
+    app.state.rates = Rates()
     app.state.tokens = Tokens(desk.settings) if desk.settings.oidc_issuer else None
     registry = app.state.metrics = CollectorRegistry()
     registry.register(_Optimizations(desk))
     seconds = Histogram(
         "ratchet_http_seconds", "Seconds of requests.", ("route", "method", "status"), registry=registry
     )
+    app.add_middleware(Patience, seconds=desk.settings.request_seconds)
     app.add_middleware(Limits, max_bytes=int(desk.settings.max_body_kb * 1024), seconds=seconds)
     for router in (*routes.ROUTERS, house):
         app.include_router(router)
     problems.install(app)
+    openapi.install(app)
     return app

@@ -18,7 +18,9 @@ MEDIA_TYPE = "application/problem+json"
 CODES: tuple[tuple[type[errors.RatchetError], int], ...] = (
     (errors.Missing, 404),
     (errors.Denied, 403),
+    (errors.Stale, 412),
     (errors.Conflict, 409),
+    (errors.TooMany, 429),
     (errors.TooLarge, 413),
     (errors.UserError, 422),
     (errors.WorldFailure, 503),
@@ -31,28 +33,38 @@ TITLES: Mapping[int, str] = {
     403: "Not allowed",
     404: "Not found",
     405: "Method not allowed",
+    408: "Took too long to arrive",
     409: "Conflict",
+    412: "Changed meanwhile",
     413: "Too large",
     415: "Unknown kind of content",
     422: "The request cannot be used",
+    429: "Too many requests",
     500: "A bug of ours",
     503: "Not available now",
 }
+
+
+UNLIKE = "Not as described"
+"""The title when a request does not fit the OpenAPI document; what fits can still be refused, for what it says."""
 
 
 class Unauthenticated(Exception):
     """No key was given, or none that holds."""
 
 
-def document(status: int, detail: str, *, errors: Sequence[Mapping[str, Any]] = ()) -> dict[str, Any]:
+def document(
+    status: int, detail: str, *, title: str | None = None, errors: Sequence[Mapping[str, Any]] = ()
+) -> dict[str, Any]:
     """A problem as JSON data.
 
     Args:
         status: The HTTP status.
         detail: What is wrong and how to mend it, in a sentence.
+        title: What kind of problem it is; that of its status if left out.
         errors: One of ``field``, ``value`` and ``remedy`` per field.
     """
-    title = TITLES.get(status, "Error")
+    title = title or TITLES.get(status, "Error")
     slug = title.lower().replace(" ", "-")
     found = {"type": f"urn:ratchet:problem:{slug}", "title": title, "status": status, "detail": detail}
     return {**found, **({"errors": list(errors)} if errors else {})}
@@ -95,7 +107,8 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(errors.RatchetError)
     async def ours(request: Request, error: errors.RatchetError) -> JSONResponse:
-        return _response(of(error))
+        more = {"Retry-After": str(error.values["retry_after"])} if isinstance(error, errors.TooMany) else None
+        return _response(of(error), more)
 
     @app.exception_handler(Unauthenticated)
     async def unknown(request: Request, error: Unauthenticated) -> JSONResponse:
@@ -112,7 +125,7 @@ def install(app: FastAPI) -> None:
             for each in error.errors()
         ]
         first = found[0]
-        return _response(document(422, f"{first['field']}: {first['remedy']}", errors=found))
+        return _response(document(422, f"{first['field']}: {first['remedy']}", title=UNLIKE, errors=found))
 
     @app.exception_handler(HTTPException)
     async def http(request: Request, error: HTTPException) -> JSONResponse:

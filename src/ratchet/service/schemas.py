@@ -8,7 +8,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Generic, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field
 
 from ratchet.core.errors import BadRequest
 from ratchet.core.request import MetricName, Scope, TargetType
@@ -23,6 +23,7 @@ from ratchet.storage.shelf import Dataset, StoredTarget
 Item = TypeVar("Item")
 Text = Annotated[str, Field(min_length=1, max_length=500)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Price = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 class Body(BaseModel):
@@ -42,15 +43,14 @@ class TargetSpec(Body):
         str | None, Field(max_length=300, description="package.module:attribute, from an operator's list.")
     ] = None
 
-    @model_validator(mode="after")
-    def one_of_three(self) -> TargetSpec:
-        """Refuse none and more than one."""
-        if sum(each is not None for each in (self.signature, self.program, self.import_path)) != 1:
-            raise ValueError("give exactly one of signature, program and import_path")
-        return self
-
     def spec(self) -> dict[str, Any]:
-        """What the desk takes."""
+        """What the desk takes.
+
+        Raises:
+            BadRequest: it is built in no way, or in more than one.
+        """
+        if sum(each is not None for each in (self.signature, self.program, self.import_path)) != 1:
+            raise BadRequest("give exactly one of signature, program and import_path", field="signature")
         names = ("signature", "module", "instructions") if self.signature is not None else ("program", "import_path")
         return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
 
@@ -72,19 +72,21 @@ class TargetReference(Body):
     scope: Scope = "individual"
     spec: TargetSpec | None = None
 
-    @model_validator(mode="after")
-    def one_of_two(self) -> TargetReference:
-        """Refuse none and both."""
-        if (self.id is None) == (self.spec is None):
-            raise ValueError("give id or spec, one of them")
-        return self
-
 
 class ObjectiveBody(Body):
     """One thing to make better."""
 
     metric: MetricName
     weight: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.0
+    target_value: Annotated[
+        float | None,
+        Field(ge=0, allow_inf_nan=False, description="The search ends when this is reached: share, dollars or ms."),
+    ] = None
+
+
+def target_values(objectives: Sequence[ObjectiveBody]) -> tuple[tuple[str, float], ...]:
+    """What ``Options`` take."""
+    return tuple((each.metric, each.target_value) for each in objectives if each.target_value is not None)
 
 
 class ConstraintsBody(Body):
@@ -92,6 +94,7 @@ class ConstraintsBody(Body):
 
     max_optimization_time: Annotated[float, Field(gt=0, le=604800, description="Seconds.")] = 7200.0
     min_improvement_threshold: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.05
+    max_resource_usage: Annotated[float, Field(gt=0, le=1, description="Share of a worker's slots.")] = 0.2
     max_calls: Annotated[int | None, Field(gt=0, le=10_000_000)] = None
     max_usd: Positive | None = None
 
@@ -118,6 +121,9 @@ class OptimizeBody(Body):
     validation: Text | None = None
     test: Annotated[Text | None, Field(description="The sealed test.")] = None
     metric: Text = "exact_match"
+    rubric: Annotated[
+        str | None, Field(min_length=1, max_length=20000, description="What `llm_judge` grades by, in words.")
+    ] = None
     objectives: Annotated[list[ObjectiveBody], Field(min_length=1, max_length=4)] = [
         ObjectiveBody(metric="quality_score")
     ]
@@ -136,6 +142,19 @@ class OptimizeBody(Body):
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     force: bool = False
     priority: Annotated[int, Field(ge=1, le=1000, description="1 goes first.")] = 100
+    lm_timeout: Annotated[float | None, Field(gt=0, le=3600, description="Seconds for one request.")] = None
+    price: Annotated[
+        tuple[Price, Price] | None, Field(description="Dollars per million tokens, in and out, if not known.")
+    ] = None
+    requests_per_minute: Positive | None = None
+    tokens_per_minute: Positive | None = None
+    share_replies: bool = True
+    tune_tools: bool = False
+    minimise: bool = True
+    max_prompt_tokens: Annotated[int | None, Field(gt=0, le=10_000_000)] = None
+    warm_start: bool = True
+    learn_from: Annotated[list[Text], Field(max_length=50, description="Ids of optimizations to learn from.")] = []
+    lessons_may_quote: bool = False
 
     def options(self) -> Options:
         """What the desk takes; the target is filled in there."""
@@ -143,6 +162,7 @@ class OptimizeBody(Body):
         return Options(
             target="",
             metric=self.metric,
+            rubric=self.rubric,
             algorithms=tuple(self.algorithms),
             lm=self.lm,
             reflection_lm=self.reflection_lm,
@@ -156,24 +176,40 @@ class OptimizeBody(Body):
             max_minutes=limits.max_optimization_time / 60,
             min_improvement=limits.min_improvement_threshold,
             objectives=tuple((each.metric, each.weight) for each in self.objectives),
+            target_values=target_values(self.objectives),
+            max_resource_usage=limits.max_resource_usage,
             success_at=self.success_at,
             seed=self.seed,
             concurrency=self.concurrency,
             force=self.force,
             fields=tuple(self.fields.items()),
+            learn_from=tuple(self.learn_from),
+            **{name: getattr(self, name) for name in _AS_IT_IS},
         )
 
     def chosen_target(self) -> str | Mapping[str, Any]:
-        """What the desk takes."""
-        if self.target.spec is not None:
-            return self.target.spec.spec()
-        assert self.target.id is not None
-        return self.target.id
+        """What the desk takes.
+
+        Raises:
+            BadRequest: no target is named, or two are.
+        """
+        reference, spec = self.target.id, self.target.spec
+        if reference is not None and spec is None:
+            return reference
+        if spec is not None and reference is None:
+            return spec.spec()
+        raise BadRequest("give id or spec of the target, one of them", field="target")
 
     def sets(self) -> dict[str, str]:
         """What the desk takes."""
         given = {name: getattr(self, name) for name in ("data", "train", "validation", "test")}
         return {name: reference for name, reference in given.items() if reference is not None}
+
+
+_AS_IT_IS = (
+    *("lm_timeout", "price", "requests_per_minute", "tokens_per_minute", "share_replies", "tune_tools", "minimise"),
+    *("max_prompt_tokens", "warm_start", "lessons_may_quote"),
+)
 
 
 class OptimizationOut(BaseModel):
@@ -190,16 +226,23 @@ class OptimizationOut(BaseModel):
     attempt: int
     seconds: float
     reason: str
+    forked_from: str | None = None
     result: dict[str, Any] | None = None
+    request: Annotated[
+        dict[str, Any] | None, Field(description="All that was asked for; only where one optimization is asked for.")
+    ] = None
 
     @classmethod
-    def of(cls, job: Job, result: Mapping[str, Any] | None = None) -> OptimizationOut:
+    def of(
+        cls, job: Job, result: Mapping[str, Any] | None = None, request: Mapping[str, Any] | None = None
+    ) -> OptimizationOut:
         """As JSON."""
-        names = set(cls.model_fields) - {"result", "data"}
+        names = set(cls.model_fields) - {"result", "request", "data"}
         return cls(
             **{name: getattr(job, name) for name in names},
             data=dict(job.data),
             result=None if result is None else dict(result),
+            request=None if request is None else dict(request),
         )
 
 

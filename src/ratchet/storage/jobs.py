@@ -35,6 +35,7 @@ jobs = sa.Table(
     sa.Column("settled", sa.Integer, nullable=False),  # the last attempt of which all is told and kept
     sa.Column("reason", Words, nullable=False),
     sa.Column("sealed_reason", sa.LargeBinary),
+    sa.Column("forked_from", sa.String(32)),
 )
 files = sa.Table(
     "files",
@@ -82,6 +83,7 @@ class Job:
         attempt: How often it was put in the queue.
         status: How it stands.
         reason: The verdict, or why it failed; empty while there is none.
+        forked_from: The optimization whose replies it uses; None where it was begun anew.
     """
 
     id: str
@@ -96,6 +98,7 @@ class Job:
     status: Status
     reason: str = ""
     seconds: float = 0.0
+    forked_from: str | None = None
 
     @property
     def ended(self) -> bool:
@@ -142,11 +145,13 @@ class Jobs:
         data: Mapping[str, str],
         priority: int,
         repeat: tuple[str, str] | None = None,
+        forked_from: str | None = None,
     ) -> Job:
         """A stored optimization put in a tenant's queue.
 
         Args:
             repeat: Idempotency key and fingerprint of the request; the same pair gives the same job.
+            forked_from: The optimization it was forked from.
 
         Raises:
             Conflict: the key was used for another request.
@@ -162,6 +167,7 @@ class Jobs:
                 "attempt": 1,
                 "settled": 0,
                 "reason": "",
+                "forked_from": forked_from,
             }
             change.connection.execute(jobs.insert().values(created_at=change.now, **values, **more))
             if repeat is not None:
@@ -489,4 +495,5 @@ def _job(row: Mapping[str, Any]) -> Job:
         status=row["status"] if row["status"] == "queued" or row["settled"] == row["attempt"] else "running",
         reason=row["reason"],
         seconds=row["seconds"],
+        forked_from=row["forked_from"],
     )

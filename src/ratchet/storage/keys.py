@@ -30,6 +30,7 @@ api_keys = sa.Table(
     sa.Column("created_by", sa.String(200), nullable=False),
     sa.Column("expires_at", sa.String(32)),
     sa.Column("revoked_at", sa.String(32)),
+    sa.Column("requests_per_minute", sa.Integer),
 )
 
 TENANT = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
@@ -44,6 +45,7 @@ class Key:
     Attributes:
         expires_at: When it ends by itself; None for never.
         revoked_at: When it was taken back.
+        requests_per_minute: What it may ask; None for what every key may.
     """
 
     id: str
@@ -54,6 +56,7 @@ class Key:
     created_by: str
     expires_at: str | None
     revoked_at: str | None
+    requests_per_minute: int | None = None
 
 
 class Keys:
@@ -70,7 +73,14 @@ class Keys:
         archive.make(metadata)
 
     def create(
-        self, actor: Actor, *, name: str, tenant: str, role: str, expires_at: datetime | None = None
+        self,
+        actor: Actor,
+        *,
+        name: str,
+        tenant: str,
+        role: str,
+        expires_at: datetime | None = None,
+        requests_per_minute: int | None = None,
     ) -> tuple[Key, str]:
         """A new key, and its text; nobody can tell the text again.
 
@@ -83,6 +93,8 @@ class Keys:
             raise BadRequest(f"tenant is {tenant!r}; give letters, digits, - and _, at most 64", field="tenant")
         if not name or len(name) > 100:
             raise BadRequest(f"name is {name!r}; give 1 to 100 characters", field="name")
+        if requests_per_minute is not None and requests_per_minute < 1:
+            raise BadRequest(f"rate is {requests_per_minute}; give at least 1 request a minute", field="rate")
         identity, secret = secrets.token_hex(6), secrets.token_urlsafe(32)
         with self._audit.change(actor) as change:
             key = Key(
@@ -94,6 +106,7 @@ class Keys:
                 created_by=actor.name,
                 expires_at=None if expires_at is None else expires_at.astimezone(UTC).isoformat(),
                 revoked_at=None,
+                requests_per_minute=requests_per_minute,
             )
             values = {field: getattr(key, field) for field in key.__dataclass_fields__}
             change.connection.execute(api_keys.insert().values(**values, hash=_hash(secret)))

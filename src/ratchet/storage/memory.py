@@ -46,7 +46,7 @@ class MemoryJournal:
 
     def record(self, reply: Reply, *, shared: str | None = None) -> None:
         """Keep a reply; its reservation is settled."""
-        self.requests[reply.key].reply = reply
+        self.requests.setdefault(reply.key, _Request(reply.role, reply.stage)).reply = reply
         if shared is not None:
             self.shared[shared] = reply
 

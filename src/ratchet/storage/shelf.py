@@ -112,7 +112,7 @@ class StoredTarget:
 Kept = TypeVar("Kept", Dataset, StoredTarget)
 
 
-def check_name(name: str) -> None:
+def check_shelf_name(name: str) -> None:
     """Refuse a name that a data set or a target cannot have.
 
     Raises:
@@ -237,7 +237,7 @@ class Shelf:
     # --- both --------------------------------------------------------------------------------------------------------
 
     def _newest(self, change: Change, table: sa.Table, tenant: str, name: str) -> sa.RowMapping | None:
-        check_name(name)
+        check_shelf_name(name)
         query = table.select().where(table.c.tenant == tenant, table.c.name == name).order_by(table.c.version.desc())
         return change.connection.execute(query.limit(1)).mappings().first()
 

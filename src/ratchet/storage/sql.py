@@ -96,6 +96,7 @@ class SqlArchive:
         )
         self.claims = self._claims()
         self.unscrubbed = False
+        self._made: set[int] = set()
         self._many: dict[int, _ManyRows] = {}
         self.pen = Pen(self._transact)
         self._shared: OrderedDict[str, tuple[str, Reply]] = OrderedDict()
@@ -107,9 +108,12 @@ class SqlArchive:
 
     def make(self, tables: sa.MetaData) -> None:
         """Make ``tables`` where they are not there yet."""
+        if id(tables) in self._made:
+            return
         with self._alone(), self._writing() as connection:
             tables.create_all(connection)
             _add_columns(connection, tables)
+        self._made.add(id(tables))
 
     def transaction(self) -> AbstractContextManager[sa.Connection]:
         """All or nothing of what is done in it.

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from fastapi.testclient import TestClient
 
 from ratchet.bootstrap import open_archive
 from ratchet.core.access import Actor, Role
 from ratchet.desk import Desk
+from ratchet.service.app import create_app
 from ratchet.settings import Settings
 from ratchet.storage.cycles import Schedule
 from ratchet.storage.jobs import Job
@@ -123,3 +125,78 @@ class House:
     def optimize(self, *, headers: dict[str, str] | None = None, tenant: str = "default", **more: Any) -> Any:
         """The response to a request to optimize."""
         return self.ask("POST", "/api/v1/optimize", json=request(**more), headers=headers or {}, tenant=tenant)
+
+    def job(self) -> str:
+        """The id of an optimization that waits, of a kept target."""
+        self.upload()
+        self.ask("POST", "/api/v1/targets", json={"name": "sorter", "signature": SIGNATURE})
+        return str(self.optimize(target={"id": "sorter"}).json()["id"])
+
+    def version(self) -> str:
+        """The id of a version of a kept target."""
+        who = actor("developer")
+        return self.desk.versions.register(who, target="sorter", optimization_id=self.job(), candidate="0" * 16).id
+
+    def experiment(self) -> str:
+        """The id of an experiment between the program as it is and a version of it."""
+        arms = [{"version": each, "share": 0.5} for each in (None, self.version())]
+        return str(self.ask("POST", "/api/v1/experiments", json={"target": "sorter", "arms": arms}).json()["id"])
+
+
+@contextmanager
+def house_in(folder: Path, **settings: Any) -> Iterator[House]:
+    """A service without a worker, on a database in ``folder``."""
+    queue, clock = RecordingQueue(), Clock()
+    desk = desk_in(folder, queue=queue, clock=clock, **settings)
+    keys = {
+        (tenant, role): desk.keys.create(actor(), name=role, tenant=tenant, role=role)[1]
+        for tenant in ("default", "other")
+        for role in get_args(Role)
+    }
+    with TestClient(create_app(desk), raise_server_exceptions=False) as client:
+        yield House(desk, queue, clock, client, keys)
+    desk.close()
+
+
+def _dataset(house: House) -> list[str]:
+    return [house.upload().json()["id"], "mails", "mails@1"]
+
+
+def _target(house: House) -> list[str]:
+    kept = house.ask("POST", "/api/v1/targets", json={"name": "sorter", "signature": SIGNATURE})
+    return [kept.json()["id"], "sorter", "sorter@1"]
+
+
+def _order(house: House) -> dict[str, Any]:
+    house.upload()
+    return request()
+
+
+def _made(house: House, kind: str, **body: Any) -> str:
+    answer = house.ask("POST", f"/api/v1/{kind}", json=body)
+    assert answer.is_success, answer.text
+    return str(answer.json()["id"])
+
+
+MAKERS: Mapping[str, Callable[[House], list[str]]] = {
+    "optimizations": lambda house: [house.job()],
+    "datasets": _dataset,
+    "targets": _target,
+    "versions": lambda house: [house.version()],
+    "experiments": lambda house: [house.experiment()],
+    "webhooks": lambda house: [_made(house, "webhooks", url="https://hooks.invalid/ratchet")],
+    "cycles": lambda house: [_made(house, "cycles", optimizations=[_order(house)])],
+    "schedules": lambda house: [_made(house, "schedules", cron="30 2 * * mon", optimization=_order(house))],
+}
+"""What makes one thing of each kind in the tenant ``default``, by how its address begins; all ways to refer to it."""
+
+
+def addresses(house: House, path: str) -> list[str]:
+    """The address of a thing that was just made, in each way there is, for the template of a route with one parameter.
+
+    Raises:
+        KeyError: there is no maker for such a thing; add one to ``MAKERS``.
+    """
+    start, _, rest = path.partition("{")
+    kind, rest = start.removeprefix("/api/v1/").strip("/"), rest.partition("}")[2]
+    return [f"{start}{reference}{rest}" for reference in MAKERS[kind](house)]

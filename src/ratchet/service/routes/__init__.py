@@ -2,7 +2,19 @@
 
 from __future__ import annotations
 
-from ratchet.service.routes import audit, cycles, datasets, live, optimizations, targets, webhooks
+from ratchet.service.routes import (
+    algorithms,
+    analytics,
+    audit,
+    cycles,
+    datasets,
+    experiments,
+    live,
+    optimizations,
+    targets,
+    versions,
+    webhooks,
+)
 from ratchet.service.routes.common import PREFIX
 
 ROUTERS = (
@@ -11,6 +23,10 @@ ROUTERS = (
     live.sockets,
     datasets.router,
     targets.router,
+    versions.router,
+    algorithms.router,
+    experiments.router,
+    analytics.router,
     audit.router,
     webhooks.router,
     cycles.router,

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 from fastapi import Header, Response
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from ratchet.core.errors import BadRequest
 from ratchet.desk import Desk
 from ratchet.options import Order
 from ratchet.service import schemas
@@ -29,12 +30,18 @@ _CYCLE: dict[str, Any] = {
 _SCHEDULE: dict[str, Any] = {"cron": "30 2 * * mon", "timezone": "Europe/Berlin", "overlap": "skip"}
 
 
+class Defaults(schemas.OptimizeBody):
+    """What requests of a cycle have in common."""
+
+    target: schemas.TargetReference | None = None  # type: ignore[assignment]
+
+
 class CycleBody(schemas.Body):
     """Many requests to make a program better; what ``defaults`` say holds where one says nothing else."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [_CYCLE]})
     name: Name = ""
-    defaults: dict[str, Any] = Field({}, description="Fields of a request to optimize.")
+    defaults: Defaults = Defaults()
     optimizations: Annotated[list[schemas.OptimizeBody], Field(min_length=1, max_length=200)]
 
     @model_validator(mode="before")
@@ -77,19 +84,17 @@ class ScheduleBody(schemas.Body):
     cycle: CycleBody | None = None
     optimization: schemas.OptimizeBody | None = None
 
-    @model_validator(mode="after")
-    def one_of_two(self) -> ScheduleBody:
-        """Refuse none and both."""
-        if (self.cycle is None) == (self.optimization is None):
-            raise ValueError("give cycle or optimization, one of them")
-        return self
-
     def orders(self) -> list[Order]:
-        """What the desk takes."""
-        if self.optimization is not None:
+        """What the desk takes.
+
+        Raises:
+            BadRequest: neither a cycle nor an optimization is given, or both are.
+        """
+        if self.optimization is not None and self.cycle is None:
             return [_order(self.optimization)]
-        assert self.cycle is not None
-        return self.cycle.orders()
+        if self.cycle is not None and self.optimization is None:
+            return self.cycle.orders()
+        raise BadRequest("give cycle or optimization, one of them", field="cycle")
 
 
 class MemberOut(BaseModel):

@@ -19,6 +19,16 @@ from ratchet.storage.privacy import how_cleaned
 
 router = new_router("data sets")
 
+_LINES = '{"text": "Where is my parcel?", "label": "delivery"}\n{"text": "It broke.", "label": "quality"}\n'
+EXAMPLES = {
+    "application/x-ndjson": _LINES,
+    "application/jsonl": _LINES,
+    "application/json": f"[{_LINES.strip().replace(chr(10), ', ')}]",
+    "text/csv": "text,label\nWhere is my parcel?,delivery\nIt broke.,quality\n",
+    "text/tab-separated-values": "text\tlabel\nWhere is my parcel?\tdelivery\nIt broke.\tquality\n",
+}
+"""Two rows, in each way that can be read."""
+
 
 @router.post(
     "/datasets",
@@ -27,7 +37,11 @@ router = new_router("data sets")
     openapi_extra={
         "requestBody": {
             "required": True,
-            "content": {kind: {"schema": {"type": "string", "format": "binary"}} for kind in UPLOADS},
+            "content": {
+                kind: {"schema": {"type": "string", "format": "binary"}}
+                | ({"example": EXAMPLES[kind]} if kind in EXAMPLES else {})
+                for kind in UPLOADS
+            },
         }
     },
 )

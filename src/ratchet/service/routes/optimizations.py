@@ -11,9 +11,12 @@ from ratchet.core.result import Status
 from ratchet.desk import FILES
 from ratchet.service import schemas
 from ratchet.service.access import Developer, Operator, TheDesk, Viewer
+from ratchet.service.forks import ForkBody
 from ratchet.service.routes.common import PREFIX, Cursor, Limit, new_router
 
 router = new_router("optimizations")
+
+RepeatKey = Annotated[str | None, Header(alias="Idempotency-Key", min_length=1, max_length=200)]
 
 
 @router.post("/optimize", status_code=202)
@@ -22,7 +25,7 @@ def optimize(
     response: Response,
     desk: TheDesk,
     actor: Developer,
-    repeat_key: Annotated[str | None, Header(alias="Idempotency-Key", min_length=1, max_length=200)] = None,
+    repeat_key: RepeatKey = None,
 ) -> schemas.OptimizationOut:
     """Begin to make a program better; the answer is where to look for the outcome."""
     job = desk.optimize(
@@ -55,7 +58,8 @@ def optimizations(
 def optimization(identity: str, desk: TheDesk, actor: Viewer) -> schemas.OptimizationOut:
     """One optimization, with its result once there is one."""
     job = desk.jobs.find(actor.tenant, identity)
-    return schemas.OptimizationOut.of(job, desk.jobs.result(actor.tenant, identity))
+    asked = desk.archive.find(job.id).request
+    return schemas.OptimizationOut.of(job, desk.jobs.result(actor.tenant, identity), asked)
 
 
 @router.delete("/optimizations/{identity}", status_code=204)
@@ -86,6 +90,28 @@ def pause(identity: str, desk: TheDesk, actor: Developer) -> schemas.Optimizatio
 def resume(identity: str, desk: TheDesk, actor: Developer) -> schemas.OptimizationOut:
     """Go on where it stopped; no recorded reply is paid again."""
     return schemas.OptimizationOut.of(desk.resume(actor, identity))
+
+
+@router.post("/optimizations/{identity}/fork", status_code=202)
+def fork(
+    identity: str,
+    body: ForkBody,
+    response: Response,
+    desk: TheDesk,
+    actor: Developer,
+    repeat_key: RepeatKey = None,
+) -> schemas.OptimizationOut:
+    """Begin another one with other settings, of the same program on the same data; no recorded reply is paid again."""
+    job = desk.fork(
+        actor,
+        identity,
+        changes=body.changes(),
+        from_stage=body.from_stage,
+        priority=body.priority,
+        repeat_key=repeat_key,
+    )
+    response.headers["Location"] = f"{PREFIX}/optimizations/{job.id}"
+    return schemas.OptimizationOut.of(job)
 
 
 @router.get("/optimizations/{identity}/candidates")

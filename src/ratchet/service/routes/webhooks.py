@@ -191,10 +191,9 @@ def dead(
 
 
 @router.post("/webhooks/{identity}/redeliver", status_code=202)
-def redeliver(identity: str, desk: TheDesk, actor: Operator, body: Redeliver | None = None) -> RedeliverOut:
+def redeliver(identity: str, desk: TheDesk, actor: Operator, body: Redeliver) -> RedeliverOut:
     """Try dead letters again, one or all; they come after what was delivered meanwhile."""
-    event = None if body is None else body.event
-    return RedeliverOut(events=desk.webhooks.redeliver(actor, identity, event))
+    return RedeliverOut(events=desk.webhooks.redeliver(actor, identity, body.event))
 
 
 def _of(webhook: Webhook) -> dict[str, Any]:

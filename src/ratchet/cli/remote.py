@@ -1,0 +1,492 @@
+"""Carries out on a server what ``work`` and ``read`` carry out here: the same words, the same JSON, the same files."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, fields
+from datetime import datetime
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import typer
+from rich.console import Console
+
+from ratchet.calls import KINDS
+from ratchet.cli.errors import FAILED, STOPPED, say
+from ratchet.cli.progress import Progress, clock
+from ratchet.client import Client, Json
+from ratchet.core.errors import BadRequest, Missing, RatchetError
+from ratchet.engine.archive import Event, Optimization
+from ratchet.options import Options
+from ratchet.settings import Settings
+
+ENDED = ("improved", "no_proven_gain", "declined")
+GOES_ON = ("paused", "cancelled", "failed")
+PATIENCE_SECONDS = 5.0
+"""How long is waited for a status to follow the last event."""
+LOCAL_HOSTS = re.compile(r"https://|http://(localhost|127\.|\[::1\])")
+
+
+@contextmanager
+def client_of(settings: Settings) -> Iterator[Client]:
+    """A client of the server that the settings name.
+
+    Raises:
+        BadRequest: its address is none, or there is no key for it.
+    """
+    with Client(checked_url(settings.server), key=key_for(settings)) as client:
+        yield client
+
+
+def checked_url(url: str) -> str:
+    """``url``, when it can be the address of a server.
+
+    Raises:
+        BadRequest: it cannot.
+    """
+    if not re.match(r"https?://[^/]", url):
+        raise BadRequest(f"--server {url!r} is no address; give one such as http://127.0.0.1:8004")
+    if not LOCAL_HOSTS.match(url):
+        say(f"warning: {url} is not encrypted, so others on the way can read the key; https:// is")
+    return url.rstrip("/")
+
+
+def key_for(settings: Settings) -> str:
+    """The key for the server.
+
+    Raises:
+        BadRequest: there is none, or its file cannot be read.
+    """
+    if settings.key_file is None:
+        key = settings.api_key.get_secret_value().strip()
+    else:
+        try:
+            key = settings.key_file.read_text(encoding="utf-8").strip()
+            if settings.key_file.stat().st_mode & 0o077:
+                say(f"warning: others on this machine can read the key in {settings.key_file}; chmod 600 stops that")
+        except (OSError, UnicodeDecodeError) as error:
+            raise BadRequest(f"the key file {settings.key_file} cannot be read: {error}") from error
+    if not key or not key.isascii() or not key.isprintable():
+        source = settings.key_file or "RATCHET_API_KEY"
+        raise BadRequest(
+            f"there is no key for {settings.server} in {source}; set RATCHET_API_KEY or give --key-file FILE. "
+            "`ratchet keys create` makes one, on the server's machine"
+        )
+    return key
+
+
+# --- what is asked for -----------------------------------------------------------------------------------------------
+
+_NAMES = (
+    *("lm", "reflection_lm", "judge_lm", "lm_base", "adapter", "temperature", "max_tokens", "lm_timeout"),
+    *("price", "requests_per_minute", "tokens_per_minute", "share_replies", "success_at", "seed", "concurrency"),
+    *("force", "tune_tools", "minimise", "max_prompt_tokens", "warm_start", "learn_from", "lessons_may_quote"),
+)
+"""Options that a server takes under the same name."""
+_ELSEWHERE = frozenset(
+    {
+        *("target", "module", "instructions", "data", "train", "validation", "test", "algorithms", "objectives"),
+        *("max_minutes", "min_improvement", "max_calls", "max_usd", "max_resource_usage", "target_values", "fields"),
+        *("metric", "rubric", "pii"),
+    }
+)
+"""Options that it takes in another form."""
+
+
+def request(client: Client, options: Options) -> dict[str, Any]:
+    """The body of the request for ``options``; local files of data are uploaded.
+
+    Raises:
+        UserError: an option cannot be carried out by a server, or a file is not taken.
+    """
+    _refuse_code("target", options.target)
+    _refuse_code("metric", options.metric)
+    for algorithm in options.algorithms:
+        _refuse_code("algorithm", algorithm)
+    standard = Options(target=options.target)
+    for name in (each.name for each in fields(Options)):
+        if name not in _ELSEWHERE and name not in _NAMES and getattr(options, name) != getattr(standard, name):
+            why = "on a server it is that of the key" if name == "tenant" else "a server does not take it"
+            raise BadRequest(f"--{name.replace('_', '-')} {getattr(options, name)!r} cannot be given: {why}")
+    aims = dict(options.target_values)
+    given = {name: getattr(options, name) for name in _NAMES if getattr(options, name) != getattr(standard, name)}
+    return {
+        **given,
+        "target": _target(options),
+        "algorithms": list(options.algorithms),
+        **_metric(options),
+        "objectives": [
+            {"metric": metric, "weight": weight, **({"target_value": aims[metric]} if metric in aims else {})}
+            for metric, weight in options.objectives
+        ],
+        "constraints": {
+            "max_optimization_time": options.max_minutes * 60,
+            "min_improvement_threshold": options.min_improvement,
+            "max_resource_usage": options.max_resource_usage,
+            **({} if options.max_calls is None else {"max_calls": options.max_calls}),
+            **({} if options.max_usd is None else {"max_usd": options.max_usd}),
+        },
+        "fields": dict(options.fields),
+        **_data(client, options),
+    }
+
+
+def _refuse_code(what: str, text: str) -> None:
+    if re.search(r"\.py:\w", text):
+        raise BadRequest(
+            f"the {what} {text!r} is code of this machine, and none is sent to a server; have it installed there, "
+            "put on RATCHET_IMPORT_ALLOW by whoever runs it, and name it as package.module:attribute"
+        )
+
+
+def _metric(options: Options) -> dict[str, Any]:
+    name, _, file = options.metric.partition(":")
+    if name != "llm_judge" or options.rubric is not None:
+        return {"metric": options.metric, **({} if options.rubric is None else {"rubric": options.rubric})}
+    try:
+        return {"metric": name, "rubric": Path(file).expanduser().read_text(encoding="utf-8-sig")}
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadRequest(f"the metric {options.metric}: {file or 'no file'} cannot be read: {error}") from error
+
+
+def _target(options: Options) -> dict[str, Any]:
+    text = options.target
+    if "->" in text:
+        spec = {"signature": text, "module": options.module, "instructions": options.instructions}
+        return {"spec": {name: value for name, value in spec.items() if value is not None}}
+    if text.endswith((".yaml", ".yml")):
+        raise BadRequest(
+            f"the target {text!r} is the spec of an agent, and a server takes none; without --server, and with "
+            "RATCHET_SERVER unset, it is optimized from this machine"
+        )
+    if text.endswith(".json"):
+        try:
+            program = json.loads(Path(text).read_text(encoding="utf-8"))
+        except OSError as error:
+            raise BadRequest(f"the target {text} cannot be read: {error.strerror}") from error
+        except ValueError as error:
+            raise BadRequest(f"the target {text} is no JSON: {error}") from error
+        return {"spec": {"program": program}}
+    return {"spec": {"import_path": text}} if ":" in text else {"id": text}
+
+
+def _data(client: Client, options: Options) -> dict[str, str]:
+    """The data sets by the option they stand for; what is no file here is the name of one on the server."""
+    given = {name: getattr(options, name) for name in ("data", "train", "validation", "test")}
+    found: dict[str, str] = {}
+    for part, text in given.items():
+        if text is None:
+            continue
+        path = Path(text)
+        if path.is_file():
+            name = re.sub(r"[^A-Za-z0-9._-]+", "-", path.stem).strip("-._")[:100] or "data"
+            kept = client.upload(name, path, privacy=options.pii)
+            say(f"{path}: {kept['rows']} rows, kept as {kept['name']}@{kept['version']}")
+            found[part] = kept["id"]
+        elif path.suffix.lower() in KINDS or len(path.parts) > 1:
+            raise BadRequest(f"--{part} {text}: there is no such file")
+        elif options.pii is not None:
+            raise BadRequest(f"--{part} {text} is kept on the server as it was cleaned there; leave --pii out")
+        else:
+            found[part] = text
+    return found
+
+
+# --- carried out -----------------------------------------------------------------------------------------------------
+
+
+def optimize(options: Options, *, out: Path | None, as_json: bool, settings: Settings) -> None:
+    """A new optimization, followed to its end."""
+    _check_folder(out)
+    with client_of(settings) as client:
+        job = client.optimize(**request(client, options))
+        _follow(client, job["id"], out=out, as_json=as_json, settings=settings)
+
+
+def resume(identity: str, *, out: Path | None, as_json: bool, settings: Settings) -> None:
+    """An optimization that was stopped, followed to its end; of one that has ended the files are fetched."""
+    _check_folder(out)
+    with client_of(settings) as client:
+        job = find(client, identity)
+        if job["status"] in GOES_ON:
+            client.resume(job["id"])
+        _follow(client, job["id"], out=out, as_json=as_json, settings=settings)
+
+
+def watch(identity: str, *, out: Path | None, as_json: bool, settings: Settings) -> None:
+    """An optimization, followed to its end; one that has ended has its files fetched."""
+    _check_folder(out)
+    with client_of(settings) as client:
+        _follow(client, find(client, identity)["id"], out=out, as_json=as_json, settings=settings)
+
+
+def events(identity: str, *, after: int, settings: Settings) -> None:
+    """Every event as a line of JSON."""
+    with client_of(settings) as client:
+        for event in client.events(find(client, identity)["id"], after=after):
+            print(json.dumps(asdict(event), ensure_ascii=False), flush=True)
+
+
+def _check_folder(out: Path | None) -> None:
+    if out is not None:
+        from ratchet.publish import check_folder
+
+        check_folder(out)
+
+
+@dataclass
+class _Meter:
+    """Calls and dollars of an optimization elsewhere."""
+
+    client: Client
+    identity: str
+    calls: int = 0
+    usd: float | None = 0.0
+
+    def dollars(self) -> float | None:
+        """Asked of the server; what it said last when it does not answer."""
+        with suppress(RatchetError):  # the stream of events tells what is wrong
+            self.usd = self.client.status(self.identity)["spend"]["usd"]
+        return self.usd
+
+
+def _follow(client: Client, identity: str, *, out: Path | None, as_json: bool, settings: Settings) -> None:
+    job = client.optimization(identity)
+    if job["status"] in ENDED:
+        say(f"optimization {identity} has ended before; nothing is run again")
+        _tell_end(client, job, out=out, as_json=as_json, settings=settings)
+        return
+    asked = job["request"]["options"]
+    progress = Progress(
+        Console(stderr=True), max_calls=asked["max_calls"], max_seconds=float(asked["max_minutes"]) * 60
+    )
+    meter = _Meter(client, identity)
+    try:
+        with progress:
+            progress.tell(f"optimization {identity} on {client.url}")
+            progress.watch(lambda: meter.calls, meter.dollars, spent_seconds=job["seconds"])
+            for event in client.events(identity):
+                meter.calls = event.payload.get("calls", meter.calls)
+                progress(Event(kind=event.kind, payload=event.payload))
+                if event.kind == "ended" and client.optimization(identity)["wanted"] == "pause":
+                    break  # the stream stays open for whoever waits until it is resumed
+    except KeyboardInterrupt:
+        say(
+            f"\nit goes on without you. Follow it again with: {_command(client, 'watch', identity)}\n"
+            f"stop it with: {_command(client, 'cancel', identity)}"
+        )
+        if as_json:
+            _print_json({"optimization_id": identity, "status": "running", "error": "no longer followed"})
+        raise typer.Exit(STOPPED) from None
+    _tell_end(client, _rested(client, identity), out=out, as_json=as_json, settings=settings)
+
+
+def _rested(client: Client, identity: str) -> Json:
+    """The optimization; its last event is told a moment before its status is."""
+    end = time.monotonic() + PATIENCE_SECONDS
+    while True:
+        job = client.optimization(identity)
+        if job["status"] != "running" or job["wanted"] == "run" or time.monotonic() > end:
+            return job
+        time.sleep(0.05)
+
+
+def _command(client: Client, name: str, identity: str) -> str:
+    return f"ratchet --server {client.url} {name} {identity}"
+
+
+def _tell_end(client: Client, job: Json, *, out: Path | None, as_json: bool, settings: Settings) -> None:
+    identity, status = job["id"], job["status"]
+    if status not in ENDED:
+        again = _command(client, "resume", identity) + (f" --out {out}" if out is not None else "")
+        say(f"{status}{': ' + job['reason'] if job['reason'] else ''}. Nothing is lost; go on with: {again}")
+        if as_json:
+            _print_json({"optimization_id": identity, "status": status, "error": job["reason"]})
+        raise typer.Exit(FAILED if status == "failed" else STOPPED)
+    files = fetch(client, job, out or settings.home / "runs" / identity)
+    if as_json:
+        _print_json({**job["result"], "files": [str(file) for file in files]})
+        return
+    from ratchet.cli import render
+    from ratchet.core.result import OptimizationResult
+
+    result = OptimizationResult.from_json(job["result"])
+    options = Options.from_json(job["request"]["options"])
+    render.show(render.result_view(result, sides_of(client, identity)(result, options), files))
+
+
+def fetch(client: Client, job: Mapping[str, Any], folder: Path) -> tuple[Path, ...]:
+    """The files of an optimization that has ended, written to ``folder``; those of an earlier one there are removed."""
+    from ratchet.publish import CERTIFICATE, PROGRAM, REPORT, RESULT
+
+    _check_folder(folder)
+    written = [folder / RESULT]
+    text = json.dumps(job["result"], indent=2, ensure_ascii=False) + "\n"
+    written[0].write_text(text, encoding="utf-8")
+    files: tuple[tuple[Any, str], ...] = (("program", PROGRAM), ("report", REPORT), ("certificate", CERTIFICATE))
+    for name, file in files:
+        path = folder / file
+        try:
+            path.write_bytes(client.file(job["id"], name))
+            written.append(path)
+        except Missing:  # nothing was certified
+            path.unlink(missing_ok=True)
+    return tuple(written)
+
+
+def _print_json(data: Any) -> None:
+    print(json.dumps(data, indent=2, ensure_ascii=False, default=str))
+
+
+# --- read ------------------------------------------------------------------------------------------------------------
+
+
+def find(client: Client, identity: str) -> Json:
+    """An optimization by its id, or by the beginning of it.
+
+    Raises:
+        Missing: there is none.
+        BadRequest: there are several.
+    """
+    try:
+        return client.optimization(identity)
+    except Missing:
+        found = [job["id"] for job in client.optimizations() if identity and job["id"].startswith(identity)]
+        if not found:
+            raise
+        if len(found) > 1:
+            raise BadRequest(f"{identity!r} is the beginning of {len(found)} ids: {', '.join(found[:5])}") from None
+        return client.optimization(found[0])
+
+
+def list_(*, limit: int, as_json: bool, settings: Settings) -> None:
+    """Optimizations, the newest first."""
+    from ratchet.cli import read
+
+    with client_of(settings) as client:
+        found = [_stored(client.optimization(job["id"])) for job in islice(client.optimizations(), limit)]
+    read.show_list(found, as_json=as_json, none=f"nothing is stored on {settings.server} yet")
+
+
+def show(identity: str, *, diff: bool, front: bool, as_json: bool, settings: Settings) -> None:
+    """One optimization."""
+    from ratchet.cli import read
+
+    with client_of(settings) as client:
+        stored = _stored(find(client, identity))
+        again = _command(client, "resume" if stored.status in GOES_ON else "watch", stored.id)
+        sides = sides_of(client, stored.id)
+        read.show_stored(stored, diff=diff, front=front, as_json=as_json, sides=sides, again=again)
+
+
+def _stored(job: Mapping[str, Any]) -> Optimization:
+    """An optimization as it stands in the server's archive."""
+    return Optimization(
+        id=job["id"],
+        status=job["status"],
+        created_at=datetime.fromisoformat(job["created_at"]),
+        request=job["request"],
+        result=job["result"],
+        error=job["reason"] if job["status"] == "failed" else "",
+        seconds=job["seconds"],
+    )
+
+
+def sides_of(client: Client, identity: str) -> Callable[[Any, Options], Any]:
+    """What measures baseline and chosen candidate on the sealed test, from the server's evaluations."""
+    from ratchet.core.evaluation import Evaluation, Failure, Usage
+    from ratchet.core.problem import Example
+    from ratchet.core.result import OptimizationResult
+    from ratchet.engine.report import Side
+    from ratchet.publish import side
+
+    nameless = Example(inputs={}, labels={})
+
+    def evaluation(row: Mapping[str, Any]) -> Evaluation:
+        failed = row["failure_kind"] is not None
+        return Evaluation(
+            candidate=row["candidate"],
+            example=nameless,
+            score=row["score"],
+            failure=Failure(kind=row["failure_kind"], message=row["failure_message"] or "") if failed else None,
+            usage=Usage(**{each.name: row[each.name] for each in fields(Usage)}),
+        )
+
+    def sides(result: OptimizationResult, options: Options) -> tuple[Side, Side]:
+        if result.comparison is None or result.baseline is None or result.winner is None:
+            return Side(), Side()
+        # The certificate names the examples of the sealed test, in their order.
+        keys = [key for key, _, _ in client.certificate(identity)["payload"]["pairs"]]
+        rows = {
+            (row["candidate"], row["example"]): evaluation(row)
+            for row in client.evaluations(identity)
+            if row["repeat"] == 0
+        }
+        before, after = (
+            side([rows[candidate.key, key] for key in keys], success_at=options.success_at, seed=options.seed)
+            for candidate in (result.baseline, result.winner)
+        )
+        return before, after
+
+    return sides
+
+
+def algorithms(*, as_json: bool, settings: Settings) -> None:
+    """The names that the server takes."""
+    from rich.markup import escape
+
+    from ratchet.cli import render
+
+    with client_of(settings) as client:
+        found = [*client.algorithms()]
+    if as_json:
+        _print_json(found)
+        return
+    for each in found:
+        render.show(f"{each['name']:<30} {each['kind']:<10} {escape(each['what'])}")
+
+
+def add_algorithm(name: str, url: str, secret_env: str | None, settings: Settings) -> None:
+    """An algorithm behind a URL, registered by an operator; the server tries it first."""
+    with client_of(settings) as client:
+        kept = client.register_algorithm(name, url, secret_env=secret_env)
+    weak = [promise["what"] for promise in kept["promises"] if not promise["kept"]]
+    say(f"{name} stands for {url} on {settings.server}" + (f"; it does not keep: {', '.join(weak)}" if weak else ""))
+
+
+def status(identity: str, *, as_json: bool, settings: Settings) -> None:
+    """How an optimization is getting on."""
+    with client_of(settings) as client:
+        now = client.status(find(client, identity)["id"])
+    if as_json:
+        _print_json(now)
+        return
+    spend, best, baseline, forecast = now["spend"], now["best_so_far"], now["baseline"], now["forecast"]
+    usd = "unknown dollars" if spend["usd"] is None else f"${spend['usd']:.4f}"
+    soon = {"pause": ", pauses soon", "cancel": ", stops soon"}.get(now["wanted"], "")
+    wanted = soon if now["status"] == "running" else ""
+    print(f"{now['id']}  {now['status']}{wanted}" + (f": {now['reason']}" if now["reason"] else ""))
+    print(f"phase     {now['phase'] or 'not begun'}, {100 * now['progress']:.0f} % of the budget used")
+    if best is not None:
+        print(f"best      {best['mean']:.3f} on {best['n']} validation examples", end="")
+        print("" if baseline is None else f" (baseline {baseline['mean']:.3f})")
+    print(f"spent     {spend['calls']} calls, {usd}, {clock(spend['seconds'])}")
+    if forecast is not None:
+        print(f"forecast  {forecast['forecast_calls']} calls")
+
+
+def stop(identity: str, how: str, *, as_json: bool, settings: Settings) -> None:
+    """Have an optimization paused or cancelled."""
+    with client_of(settings) as client:
+        identity = find(client, identity)["id"]
+        job = client.pause(identity) if how == "pause" else client.cancel(identity)
+        if as_json:
+            _print_json(job)
+        else:
+            soon = ", and stops after the requests under way" if job["status"] == "running" else ""
+            say(f"{identity} is {job['status']}{soon}; go on with: {_command(client, 'resume', identity)}")

@@ -7,7 +7,7 @@ TORCH_VERSION := 2.13.0
 TORCH_CPU := 6746dbcbeb526eb61330b76b41ff1b4eb848951103a892eeb080dfa2b264667b
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help demo serve test check format acceptance bench-gain bench-throughput bench-wallclock bench-chaos bench-memory bench-hypervolume bench-surfaces bench-fleet lock lock-torch docs clean
+.PHONY: help demo serve test check format acceptance bench-gain bench-throughput bench-wallclock bench-chaos bench-memory bench-hypervolume bench-surfaces bench-fleet bench-chaos-service lock lock-torch docs clean
 
 help:  ## Show what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -61,6 +61,9 @@ bench-hypervolume: $(READY)  ## Fronts of `genetic` beside those of pymoo's NSGA
 
 bench-chaos: $(READY)  ## 40 optimizations through errors, outages and 200 kill -9, beside the same on a calm day
 	$(BIN)/python -m bench.chaos $(QUICK)
+
+bench-chaos-service: $(READY)  ## 100 optimizations on 3 workers and PostgreSQL, all of which get killed, beside a calm day
+	$(BIN)/python -m bench.chaos_service $(QUICK)
 
 bench-memory: $(READY)  ## Memory of 20,000 evaluations, and the time to the first LM call
 	$(BIN)/python -m bench.memory $(QUICK)

@@ -136,8 +136,12 @@ def _read(response: httpx.Response) -> Json:
     raise kind(message, **errors[0])
 
 
-def _unreachable(url: str, error: httpx.TransportError) -> StorageUnavailable:
-    return StorageUnavailable(f"{url} cannot be reached: {type(error).__name__} {error}")
+def _unreachable(url: str, error: httpx.TransportError | StorageUnavailable) -> StorageUnavailable:
+    return (
+        error
+        if isinstance(error, StorageUnavailable)
+        else StorageUnavailable(f"{url} cannot be reached: {type(error).__name__} {error}")
+    )
 
 
 class _Lines:
@@ -266,7 +270,7 @@ class Client:
                             yield event
                 if lines.ended:
                     return
-            except httpx.TransportError as error:
+            except (httpx.TransportError, StorageUnavailable) as error:
                 seconds = next(waits, None)
                 if seconds is None:
                     raise _unreachable(self._url, error) from error
@@ -395,7 +399,7 @@ class AsyncClient:
                             yield event
                 if lines.ended:
                     return
-            except httpx.TransportError as error:
+            except (httpx.TransportError, StorageUnavailable) as error:
                 seconds = next(waits, None)
                 if seconds is None:
                     raise _unreachable(self._url, error) from error

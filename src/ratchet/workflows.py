@@ -200,11 +200,26 @@ class Worker:
         while True:
             try:
                 return self._try(identity, attempt, actor)
-            except InUse:  # whoever had it before lets go of it soon
-                time.sleep(LOOK_SECONDS)
+            except InUse:  # whoever has it lets go of it, or dies
+                self._wait_for(identity)
             except StorageUnavailable:  # nothing can be kept, not even that it failed
                 if self._closing.wait(next(waits)):
                     raise
+
+    def _wait_for(self, identity: str) -> None:
+        """Wait until nobody works on it; shutting down ends the wait.
+
+        Raises:
+            InUse: this worker stops.
+        """
+        claims = self._archive.claims
+        while True:
+            with suppress(StorageUnavailable):
+                if claims.take(identity):
+                    claims.release(identity)
+                    return
+            if self._closing.wait(LOOK_SECONDS):
+                raise InUse(f"another process is working on {identity}")
 
     def _try(self, identity: str, attempt: int, actor: Actor) -> str:
         if self._jobs.begin(actor, identity, attempt) is None:
@@ -215,10 +230,7 @@ class Worker:
             if job.status == "queued":
                 self._dispatcher.enqueue(job)
             return "handed over"
-        notebook = self._archive.open(identity)
-        notebook.note(Event(kind="ended", payload={"status": status, "reason": reason}))
-        notebook.flush()
-        self._jobs.note_end(actor, identity, reason)
+        self._jobs.note_end(actor, identity, attempt, status=status, reason=reason)
         return status
 
     def _carry_on(self, identity: str) -> tuple[Status, str]:
@@ -288,7 +300,11 @@ class Worker:
         started again, everybody takes their claims again.
         """
         before, self._silent = self._silent, set()
-        for worker in self._jobs.workers():
+        workers = self._jobs.workers()
+        if self.id not in workers:  # this one was held up for so long that it was taken for dead
+            self._archive.claims.take(self._claim(self.id))
+            self._jobs.enlist(self._actor, self.id)
+        for worker in workers:
             if worker == self.id or not self._archive.claims.take(self._claim(worker)):
                 continue
             self._silent.add(worker)

@@ -185,7 +185,14 @@ class SqlArchive:
     def _claims(self) -> Claims:
         if self.folder is not None:
             return FileClaims(self.folder)
-        return ServerClaims(self._engine) if self._url.get_backend_name() == "postgresql" else MemoryClaims()
+        return (
+            ServerClaims(self._engine, lost=self._lost)
+            if self._url.get_backend_name() == "postgresql"
+            else MemoryClaims()
+        )
+
+    def _lost(self, name: str) -> None:
+        self.pen.revoke(name, InUse(f"another process has taken up {name} meanwhile"))
 
     def make(self, tables: sa.MetaData) -> None:
         """Make ``tables`` where they are not there yet."""
@@ -205,7 +212,9 @@ class SqlArchive:
         return nullcontext() if self.folder is None else FileLock(self.folder / "tables.lock")
 
     def _transact(self, parts: Sequence[tuple[sa.Executable, list[Mapping[str, Any]]]]) -> None:
-        with self._writing() as connection:
+        # Who writes here holds a claim on what is written of.
+        held = self.claims.writing() if isinstance(self.claims, ServerClaims) else self._writing()
+        with held as connection:
             for statement, rows in parts:
                 if isinstance(statement, sqlite.Insert):
                     self._insert_many(connection, statement, rows)
@@ -348,6 +357,13 @@ class _Statements:
         self.candidate = insert(candidates).on_conflict_do_nothing()
         self.evaluation = insert(evaluations).on_conflict_do_nothing()
         self.event = insert(events)
+        self.status = (
+            optimizations.update()
+            .where(optimizations.c.id == sa.bindparam("of"))
+            .values(
+                status=sa.bindparam("new_status"), error=sa.bindparam("new_error"), result=sa.bindparam("new_result")
+            )
+        )
         self.seconds = (
             optimizations.update()
             .where(optimizations.c.id == sa.bindparam("of"))
@@ -425,7 +441,7 @@ class SqlJournal:
             # One wake-up of the loop for all who wait for the same transaction.
             self._late = (safe, asyncio.wrap_future(safe, loop=loop))
         await asyncio.shield(self._late[1])
-        return None
+        return self._archive.pen.check(self._id)
 
     def stages(self) -> dict[str, str]:
         """Keys of all recorded replies, and the stage that asked first."""
@@ -608,12 +624,10 @@ class SqlNotebook:
 
     def set_status(self, status: str, *, error: str = "", result: Mapping[str, Any] | None = None) -> None:
         """Move it to another status."""
-        self._update(status=status, error=error, result=None if result is None else _text(dict(result)))
-
-    def _update(self, **values: Any) -> None:
+        told = None if result is None else _text(dict(result))
+        values = {"of": self._id, "new_status": status, "new_error": error, "new_result": told}
+        self._archive.pen.write(self._id, self._archive._statements.status, values)
         self.flush()
-        with self._archive._writing() as connection:
-            connection.execute(optimizations.update().where(optimizations.c.id == self._id).values(**values))
 
 
 def _add_columns(connection: sa.Connection) -> None:

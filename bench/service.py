@@ -110,6 +110,10 @@ class Service:
         """``ratchet worker``, at once."""
         return self._start("worker")
 
+    def at_work(self, worker: subprocess.Popen[bytes]) -> bool:
+        """Whether a worker has said that it takes work."""
+        return f"-{worker.pid}-" in self.log.read_text(encoding="utf-8", errors="replace")
+
     def _start(self, *words: str) -> subprocess.Popen[bytes]:
         with self.log.open("ab") as log:
             process = subprocess.Popen(

@@ -62,6 +62,12 @@ class PostgresServer:
         """What ``RATCHET_DATABASE_URL`` takes."""
         return f"postgresql+psycopg://ratchet@127.0.0.1:{self.port}/postgres"
 
+    @property
+    def pid(self) -> int:
+        """Of its first process."""
+        assert self._process is not None
+        return self._process.pid
+
     def address(self, port: int | None = None) -> str:
         """What ``psycopg.connect`` takes."""
         return f"postgresql://ratchet@127.0.0.1:{port or self.port}/postgres"

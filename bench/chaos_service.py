@@ -6,9 +6,9 @@
 
 On both days an API process and three ``ratchet worker`` processes share a PostgreSQL server, and the LM is
 ``bench.stub`` in a process of its own. On the bad day the oldest worker is killed (-9) every five seconds, or, where
-starting takes longer, as soon as the next one is at work too, and a new one started. The API is killed while requests come in, and the
-database is stopped twice: once as in a crash, once so that it still writes what it holds. Clients listen to events all
-the time, and come back by themselves.
+starting takes longer, as soon as the next one is at work too, and a new one started. The API is killed while requests
+come in, and the database is stopped twice: once as in a crash, once so that it still writes what it holds. Clients
+listen to events all the time, and come back by themselves.
 
 Three of five optimizations have no limit of calls and must end in the result of the calm day, to the digit; so that
 they end within minutes, a search without a limit makes ``--free-runs`` program runs here instead of 1,000. Two of five

@@ -21,7 +21,7 @@ from ratchet.storage.audit import Audit, state_hash
 from ratchet.storage.jobs import Job, Jobs, Wanted
 from ratchet.storage.keys import Keys
 from ratchet.storage.shelf import Dataset, Shelf, StoredTarget
-from ratchet.storage.sql import SqlArchive
+from ratchet.storage.sql import SqlArchive, SqlNotebook
 
 FILES: Mapping[str, str] = {
     "certificate": "certificate.json",
@@ -194,7 +194,7 @@ class Desk:
         job = self.jobs.find(actor.tenant, identity)
         told = self.jobs.latest(identity, ("stage", "best", "preflight"))
         options = self.archive.find(identity).request["options"]
-        spent = self.archive.open(identity).journal.sent()
+        spent = SqlNotebook(self.archive, identity).journal.sent()
         limit = options["max_calls"]
         share = spent.calls / limit if limit else job.seconds / (60 * options["max_minutes"])
         # What is best first is the program as it is.

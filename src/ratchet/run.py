@@ -591,7 +591,7 @@ def resumed_run(
             raise BadRequest(f"{stored.id} holds no optimization, but one {kind}; run `ratchet {command}` again")
     if stored.request.get("kind") == "objects" and given.program is None:
         raise BadRequest(f"{stored.id} was begun from Python, with objects that no name here stands for")
-    notebook = archive.open(stored.id)
+    notebook = archive.open(stored.id, anew=True)
     options = Options.from_json(stored.request["options"])
     parts = notebook.examples()
     splits = Splits(train=parts["train"], validation=parts["validation"], test=parts["test"])

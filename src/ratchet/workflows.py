@@ -236,7 +236,7 @@ class Worker:
     def _carry_on(self, identity: str) -> tuple[Status, str]:
         """How it stands after it was worked on, and why."""
         folder = self._settings.home / "runs" / identity
-        notebook = self._archive.open(identity)
+        notebook = self._archive.open(identity, anew=True)
         try:
             stored = self._archive.find(identity)
             run = resumed_run(identity, Given(), self._settings, self._archive)
@@ -265,7 +265,7 @@ class Worker:
         return result.status, result.reason
 
     def _failed(self, identity: str, reason: str) -> tuple[Status, str]:
-        self._archive.open(identity).set_status("failed", error=reason)
+        self._archive.open(identity, anew=True).set_status("failed", error=reason)
         return "failed", reason
 
     def _keep(self, identity: str, files: tuple[Path, ...]) -> None:

@@ -285,10 +285,16 @@ class SqlArchive:
             )
         return SqlNotebook(self, optimization.id)
 
-    def open(self, optimization_id: str) -> SqlNotebook:
-        """The notebook of one there is."""
+    def open(self, optimization_id: str, *, anew: bool = False) -> SqlNotebook:
+        """The notebook of one there is.
+
+        Args:
+            anew: Begin anew after something of it could not be kept. Only for who works on it: whoever merely looks
+                would hide from the one at work that rows were lost.
+        """
         found = self.find(optimization_id).id
-        self.pen.forgive(found)
+        if anew:
+            self.pen.forgive(found)
         return SqlNotebook(self, found)
 
     def find(self, optimization_id: str) -> Optimization:

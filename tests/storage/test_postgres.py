@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,6 +17,7 @@ from ratchet.core.errors import BadRequest, InUse, StorageUnavailable
 from ratchet.core.problem import content_hash
 from ratchet.engine.archive import Archive, Event, Optimization
 from ratchet.storage.audit import Audit
+from ratchet.storage.jobs import Jobs
 from ratchet.storage.keys import Keys
 from ratchet.storage.sql import SqlArchive
 from ratchet.testing import ArchiveConformance
@@ -71,6 +73,18 @@ if programs() is not None:
                 Keys(self.archives[number % 2], audit).create(actor(), name="n", tenant="t", role="viewer")
             assert {audit.verify().number for audit in trails} == {6}
 
+    def test_processes_that_start_together_on_an_empty_database_all_find_their_tables(server: PostgresServer) -> None:
+        with psycopg.connect(server.address(), autocommit=True) as connection:
+            connection.execute("CREATE DATABASE empty")
+
+        def begin(_: int) -> None:
+            archive = SqlArchive(server.url.replace("/postgres", "/empty"))
+            Jobs(archive, Audit(archive, clock=Clock()))
+            archive.close()
+
+        with ThreadPoolExecutor(6) as pool:
+            list(pool.map(begin, range(6)))
+
     def test_claims_outlive_a_restart_of_the_server(server: PostgresServer) -> None:
         one, other = SqlArchive(server.url), SqlArchive(server.url)
         assert one.claims.take("a")
@@ -104,7 +118,7 @@ if programs() is not None:
         assert other.find("held").status == "running"
         other.claims.release("held")
         with one.open("held").claimed():
-            one.open("held").set_status("failed")
+            one.open("held", anew=True).set_status("failed")
         assert other.find("held").status == "failed"
         one.close()
         other.close()

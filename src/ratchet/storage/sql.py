@@ -172,6 +172,7 @@ class SqlArchive:
         if self._url.get_backend_name() == "sqlite":
             sa.event.listen(self._engine, "connect", _tune_sqlite)
         with self._alone(), self._writing() as connection:
+            _wait_for_makers(connection)
             metadata.create_all(connection)
             _add_columns(connection)
         self._statements = _Statements(
@@ -197,6 +198,7 @@ class SqlArchive:
     def make(self, tables: sa.MetaData) -> None:
         """Make ``tables`` where they are not there yet."""
         with self._alone(), self._writing() as connection:
+            _wait_for_makers(connection)
             tables.create_all(connection)
 
     def transaction(self) -> AbstractContextManager[sa.Connection]:
@@ -634,6 +636,12 @@ class SqlNotebook:
         values = {"of": self._id, "new_status": status, "new_error": error, "new_result": told}
         self._archive.pen.write(self._id, self._archive._statements.status, values)
         self.flush()
+
+
+def _wait_for_makers(connection: sa.Connection) -> None:
+    """Let nobody else make tables on this server until the transaction ends."""
+    if connection.dialect.name == "postgresql":
+        connection.execute(sa.text("SELECT pg_advisory_xact_lock(hashtextextended('tables', 0))"))
 
 
 def _add_columns(connection: sa.Connection) -> None:

@@ -193,8 +193,8 @@ class Desk:
         """
         job = self.jobs.find(actor.tenant, identity)
         told = self.jobs.latest(identity, ("stage", "best", "preflight"))
-        options = self.archive.find(identity).request["options"]
-        spent = SqlNotebook(self.archive, identity).journal.sent()
+        options = self.archive.find(identity, settled=False).request["options"]
+        spent = SqlNotebook(self.archive, identity).journal.sent(settled=False)
         limit = options["max_calls"]
         share = spent.calls / limit if limit else job.seconds / (60 * options["max_minutes"])
         # What is best first is the program as it is.

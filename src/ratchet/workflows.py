@@ -33,7 +33,7 @@ from ratchet.publish import publish
 from ratchet.run import Given, Run, resumed_run
 from ratchet.settings import Settings
 from ratchet.storage.jobs import Job, Jobs
-from ratchet.storage.sql import SqlArchive
+from ratchet.storage.sql import POOL_SECONDS, SqlArchive
 
 APPLICATION, QUEUE, WORKFLOW = "ratchet", "optimizations", "optimization"
 
@@ -153,6 +153,7 @@ class Worker:
             "executor_id": self.id,
             "serializer": DBOSPortableJSON,
             "log_level": "ERROR",
+            "db_engine_kwargs": {"pool_timeout": POOL_SECONDS},
         }
         with _alone(self._settings):
             DBOS(config=config)

@@ -31,6 +31,9 @@ from ratchet.storage.pen import Pen
 ROWS_AT_ONCE = 50
 """Rows of one INSERT."""
 
+POOL_SECONDS = 120.0
+"""How long a thread waits for one of the connections: a thousand optimizations may begin at the same moment."""
+
 SHARED_AT_HAND = 4096
 """Shared replies that are kept in memory, the newest."""
 
@@ -168,7 +171,8 @@ class SqlArchive:
             except OSError as error:
                 raise StorageUnavailable(f"the folder {self.folder} cannot be made: {error.strerror}") from error
         # A server may have been started again since a connection was used last; a file may not.
-        self._engine = sa.create_engine(self._url, pool_pre_ping=self._url.get_backend_name() != "sqlite")
+        patience = {} if self._url.database in (None, "", ":memory:") else {"pool_timeout": POOL_SECONDS}
+        self._engine = sa.create_engine(self._url, pool_pre_ping=self._url.get_backend_name() != "sqlite", **patience)
         if self._url.get_backend_name() == "sqlite":
             sa.event.listen(self._engine, "connect", _tune_sqlite)
         with self._alone(), self._writing() as connection:
@@ -244,6 +248,8 @@ class SqlArchive:
             if isinstance(error, sa.exc.IntegrityError | sa.exc.ProgrammingError):
                 raise  # our mistake, not the database's
             raise StorageUnavailable(f"the database {self._url.render_as_string()} refused: {error.orig}") from error
+        except sa.exc.TimeoutError as error:
+            raise StorageUnavailable(f"no connection to the database was free for {POOL_SECONDS:g} s") from error
 
     def close(self) -> None:
         """Write what is waiting, and give back the connections."""
@@ -299,13 +305,17 @@ class SqlArchive:
             self.pen.forgive(found)
         return SqlNotebook(self, found)
 
-    def find(self, optimization_id: str) -> Optimization:
-        """One optimization; a unique beginning of its id will do."""
+    def find(self, optimization_id: str, *, settled: bool = True) -> Optimization:
+        """One optimization; a unique beginning of its id will do.
+
+        Args:
+            settled: Wait for what is still being written.
+        """
         # Not LIKE: to SQLite it is blind to case. The shortest first: an id in full may begin another one.
         query = optimizations.select().where(
             sa.func.substr(optimizations.c.id, 1, len(optimization_id)) == optimization_id
         )
-        with self._reading() as connection:
+        with self._reading() if settled else self._writing() as connection:
             rows = connection.execute(query.order_by(sa.func.length(optimizations.c.id)).limit(2)).mappings().all()
         if rows and rows[0]["id"] == optimization_id:
             return _optimization(rows[0])
@@ -458,8 +468,12 @@ class SqlJournal:
         with self._archive._reading() as connection:
             return {row.key: row.stage for row in connection.execute(query)}
 
-    def sent(self) -> Sent:
-        """Totals over everything noted so far."""
+    def sent(self, *, settled: bool = True) -> Sent:
+        """Totals over everything noted so far.
+
+        Args:
+            settled: Wait for what is still being written.
+        """
         recorded, paid = replies.c.response.is_not(None), replies.c.sends > 0
         query = sa.select(
             replies.c.stage,
@@ -472,7 +486,7 @@ class SqlJournal:
             sa.func.sum(sa.case((recorded, 0.0), else_=replies.c.usd_reserved)).label("usd_lost"),
             sa.func.sum(sa.case((sa.and_(recorded, paid, replies.c.cost_usd.is_(None)), 1), else_=0)).label("unpriced"),
         ).where(replies.c.optimization_id == self._id)
-        with self._archive._reading() as connection:
+        with self._archive._reading() if settled else self._archive._writing() as connection:
             rows = connection.execute(query.group_by(replies.c.stage)).mappings().all()
         totals = {
             name: sum(row[name] for row in rows)

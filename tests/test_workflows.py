@@ -176,3 +176,13 @@ def test_what_got_lost_between_two_steps_is_found(shop: Shop) -> None:
     shop.begin()
     assert shop.until(never_queued, ended).attempt == 1
     assert shop.until(begun, ended).attempt == 2
+
+
+def test_a_worker_that_was_taken_for_dead_makes_itself_known_again(shop: Shop) -> None:
+    worker = shop.begin()
+    shop.desk.jobs.strike_off(worker.id)
+    end = time.monotonic() + 20
+    while shop.desk.jobs.workers() != [worker.id]:
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    assert shop.until(shop.optimize(), ended).status in ("improved", "no_proven_gain")

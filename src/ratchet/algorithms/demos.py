@@ -192,7 +192,9 @@ def balanced(
     open_places = [place for place, heavy in enumerate(weights) if heavy <= room]
     drawn: list[T] = []
     while len(drawn) < size and open_places:
-        rarest = min(open_places, key=lambda at: (combinations[known[at]], sum(values[pair] for pair in known[at])))
+        # Of items with the same labels the first goes first, so that only one of each combination is compared.
+        first = {known[at]: at for at in reversed(open_places)}
+        rarest = min((combinations[these], sum(map(values.__getitem__, these)), at) for these, at in first.items())[2]
         values.update(known[rarest])
         combinations[known[rarest]] += 1
         drawn.append(left[rarest])

@@ -186,6 +186,14 @@ class SqlArchive:
         self._many: dict[int, _ManyRows] = {}
         self.pen = Pen(self._transact)
         self._shared: OrderedDict[str, Reply] = OrderedDict()
+        self._late: tuple[Future[None], asyncio.Future[None]] | None = None
+
+    def late(self, safe: Future[None]) -> asyncio.Future[None]:
+        """``safe`` for the running loop: one wake-up of it for all who wait for the same transaction."""
+        loop, late = asyncio.get_running_loop(), self._late
+        if late is None or late[0] is not safe or late[1].get_loop() is not loop:
+            late = self._late = (safe, asyncio.wrap_future(safe, loop=loop))
+        return late[1]
 
     def _claims(self) -> Claims:
         if self.folder is not None:
@@ -395,7 +403,6 @@ class SqlJournal:
     def __init__(self, archive: SqlArchive, optimization_id: str) -> None:
         self._archive = archive
         self._id = optimization_id
-        self._late: tuple[Future[None], asyncio.Future[None]] | None = None
         self._unsafe: dict[str, tuple[Reply, Future[None]]] = {}
 
     def find(self, key: str) -> Reply | None:
@@ -454,11 +461,7 @@ class SqlJournal:
         safe = self._archive.pen.settled(self._id)
         if safe.done():
             return safe.result()
-        loop = asyncio.get_running_loop()
-        if self._late is None or self._late[0] is not safe or self._late[1].get_loop() is not loop:
-            # One wake-up of the loop for all who wait for the same transaction.
-            self._late = (safe, asyncio.wrap_future(safe, loop=loop))
-        await asyncio.shield(self._late[1])
+        await asyncio.shield(self._archive.late(safe))
         return self._archive.pen.check(self._id)
 
     def stages(self) -> dict[str, str]:

@@ -208,6 +208,7 @@ class Day:
         stops: list[tuple[float, Literal["immediate", "fast"]]] = [(0.25, "immediate"), (0.6, "fast")]
         killed, end, before = time.monotonic(), time.monotonic() + PATIENCE_SECONDS, -1
         while (done := self._done()) < len(self.lived) and time.monotonic() < end:
+            self._start_again()
             if done != before:
                 say(f"  {done} of {len(self.lived)} at rest, {self.kills} kills")
                 before = done
@@ -217,6 +218,13 @@ class Day:
                 killed = time.monotonic()
                 self._kill_worker()
             time.sleep(0.25)
+
+    def _start_again(self) -> None:
+        """Start again what ended by itself, as whoever supervises it would: no database was there when it began."""
+        for place, worker in enumerate(self.workers):
+            if worker.poll() is not None:
+                self.service.kill(worker)
+                self.workers[place] = self.service.start_worker()
 
     def _done(self) -> int:
         counts = dict(self._query("SELECT status, count(*) FROM optimizations GROUP BY status"))

@@ -38,13 +38,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from bench.alike import differences, told
 from bench.sheet import Bar, conclude, say, size_of, table
 from bench.stub import Outage, StubProcess, Weather
 from ratchet.bootstrap import open_archive
 from ratchet.settings import Settings
 from ratchet.storage.sql import SqlArchive
 from ratchet.testing.lm_server import SIGNATURE, rows
-from ratchet.testing.runs import essence
 
 ALGORITHMS = (
     *("bootstrap", "dspy.gepa", "gepa", "dspy.miprov2"),
@@ -325,30 +325,6 @@ def live_all(day: Day, all_asked: list[Asked], given: argparse.Namespace, calm: 
         return list(pool.map(live, all_asked))
 
 
-def differences(one: Any, other: Any, at: str = "") -> list[str]:
-    """Where two results differ, but for times, costs and places.
-
-    >>> differences({"a": [1, 2], "b": 0}, {"a": [1, 3], "b": 0})
-    ['a.1: 2 and 3']
-    """
-    if isinstance(one, dict) and isinstance(other, dict):
-        names = sorted({*one, *other})
-        return [found for name in names for found in differences(one.get(name), other.get(name), _path(at, name))]
-    if isinstance(one, list) and isinstance(other, list) and len(one) == len(other):
-        pairs = enumerate(zip(one, other, strict=True))
-        return [found for number, (a, b) in pairs for found in differences(a, b, _path(at, str(number)))]
-    return [] if one == other else [f"{at}: {str(one)[:80]} and {str(other)[:80]}"]
-
-
-def _path(at: str, name: str) -> str:
-    return f"{at}.{name}" if at else name
-
-
-def _told(lived: Lived) -> Any:
-    result = {name: value for name, value in (lived.result or {}).items() if name != "files"}
-    return essence(result)
-
-
 def row(asked: Asked, calm: Lived, storm: Lived) -> dict[str, Any]:
     """What is to be said of one optimization."""
     recorded = storm.recorded.total()
@@ -369,7 +345,7 @@ def row(asked: Asked, calm: Lived, storm: Lived) -> dict[str, Any]:
         "sends_per_reply": storm.sends / recorded if recorded else None,
         "repeated": storm.repeated.total(),
         "repeated_calm": calm.repeated.total(),
-        "differences": differences(_told(calm), _told(storm)),
+        "differences": differences(told(calm.result), told(storm.result)),
         "seconds": storm.seconds,
     }
 

@@ -26,7 +26,6 @@ from ratchet.cli.server import ABOUT_SERVERS, HERE, REMOTE, leaves
 from ratchet.client import Client
 from ratchet.core.errors import BadRequest, Missing
 from ratchet.desk import UPLOADS
-from ratchet.engine.archive import Event
 from ratchet.options import Options
 from ratchet.testing.lm_server import SIGNATURE, StubServer
 from ratchet.testing.runs import TIMES
@@ -317,9 +316,8 @@ def test_a_failure_there_is_a_failure_here(
     options = Options(target=SIGNATURE, data="mails.jsonl", lm="openai/stub", lm_base="http://127.0.0.1:9/v1")
     job = client.optimize(**request(client, options))["id"]
     notebook = served.desk.archive.open(job)
-    notebook.note(Event(kind="ended", payload={"status": "failed", "reason": "the LM is gone"}))
     notebook.set_status("failed", error="the LM is gone")
-    served.desk.jobs.note_end(actor(), job, "the LM is gone")
+    served.desk.jobs.note_end(actor(), job, 1, status="failed", reason="the LM is gone")
     done = ratchet("watch", job, "--json", code=1)
     assert json.loads(done.stdout) == {"optimization_id": job, "status": "failed", "error": "the LM is gone"}
     assert (

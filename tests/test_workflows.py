@@ -196,3 +196,13 @@ def test_a_worker_erases_what_is_too_old(shop: Shop) -> None:
     with pytest.raises(Missing):
         shop.desk.jobs.find("default", job.id)
     assert shop.now(waiting).id == waiting.id
+
+
+def test_a_worker_that_was_taken_for_dead_makes_itself_known_again(shop: Shop) -> None:
+    worker = shop.begin()
+    shop.desk.jobs.strike_off(worker.id)
+    end = time.monotonic() + 20
+    while shop.desk.jobs.workers() != [worker.id]:
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    assert shop.until(shop.optimize(), ended).status in ("improved", "no_proven_gain")

@@ -338,6 +338,10 @@ class Service(ABC, Generic[Answer, Content, Items]):
         """One of its files, byte for byte as it was signed."""
         return self._content(call("GET", "optimizations", identity, name))
 
+    def erase(self, identity: str) -> Answer:
+        """Erase an optimization for good; the audit entry stays."""
+        return self.ask(call("DELETE", "optimizations", identity, repeatable=False))
+
     # --- data sets and targets ---
 
     def upload(self, name: str, file: str | Path, *, privacy: Mapping[str, Any] | None = None) -> Answer:
@@ -367,6 +371,15 @@ class Service(ABC, Generic[Answer, Content, Items]):
     def target(self, reference: str) -> Answer:
         """One target, by id, NAME (its newest version) or NAME@VERSION."""
         return self.ask(call("GET", "targets", reference))
+
+    def erase_dataset(self, reference: str, *, with_optimizations: bool | None = None) -> Answer:
+        """Erase a data set for good, and with it the optimizations that hold its rows."""
+        more = {} if with_optimizations is None else {"with_optimizations": str(with_optimizations).lower()}
+        return self.ask(call("DELETE", "datasets", reference, repeatable=False, **more))
+
+    def erase_target(self, reference: str) -> Answer:
+        """Erase a target for good."""
+        return self.ask(call("DELETE", "targets", reference, repeatable=False))
 
     # --- cycles and schedules ---
 

@@ -36,6 +36,7 @@ from ratchet.storage.experiments import Arm, Experiment, Experiments
 from ratchet.storage.forks import stages_before
 from ratchet.storage.jobs import Job, Jobs, Wanted
 from ratchet.storage.keys import Keys
+from ratchet.storage.notebook import SqlNotebook
 from ratchet.storage.outbox import Outbox
 from ratchet.storage.outcomes import outcomes
 from ratchet.storage.privacy import Cleaned, PseudonymKeys, how_cleaned
@@ -307,8 +308,8 @@ class Desk:
         """
         job = self.jobs.find(actor.tenant, identity)
         told = self.jobs.latest(identity, ("stage", "best", "preflight"))
-        options = self.archive.find(identity).request["options"]
-        spent = self.archive.open(identity).journal.sent()
+        options = self.archive.find(identity, settled=False).request["options"]
+        spent = SqlNotebook(self.archive, identity).journal.sent(settled=False)
         limit = options["max_calls"]
         share = spent.calls / limit if limit else job.seconds / (60 * options["max_minutes"])
         # What is best first is the program as it is.

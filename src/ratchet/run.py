@@ -659,7 +659,7 @@ def resumed_run(
             raise BadRequest(f"{stored.id} holds no optimization, but one {kind}; run `ratchet {command}` again")
     if stored.request.get("kind") == "objects" and given.program is None:
         raise BadRequest(f"{stored.id} was begun from Python, with objects that no name here stands for")
-    notebook = archive.open(stored.id)
+    notebook = archive.open(stored.id, anew=True)
     # One that was begun before there were policies kept everything.
     options = Options.from_json({"pii": KEEP.to_json(), **stored.request["options"]})
     _, cleaner = guarded(options, settings, archive)

@@ -39,7 +39,7 @@ from ratchet.settings import Settings
 from ratchet.storage.cycles import Schedule
 from ratchet.storage.erasure import Eraser, Retention
 from ratchet.storage.jobs import Job, Jobs
-from ratchet.storage.sql import SqlArchive
+from ratchet.storage.sql import POOL_SECONDS, SqlArchive
 from ratchet.storage.versions import Versions
 
 APPLICATION, QUEUE, WORKFLOW, SCHEDULED = "ratchet", "optimizations", "optimization", "scheduled"
@@ -208,6 +208,7 @@ class Worker:
             "executor_id": self.id,
             "serializer": DBOSPortableJSON,
             "log_level": "ERROR",
+            "db_engine_kwargs": {"pool_timeout": POOL_SECONDS},
         }
         with _alone(self._settings):
             DBOS(config=config)
@@ -277,11 +278,26 @@ class Worker:
         while True:
             try:
                 return self._try(identity, attempt, actor)
-            except InUse:  # whoever had it before lets go of it soon
-                time.sleep(LOOK_SECONDS)
+            except InUse:  # whoever has it lets go of it, or dies
+                self._wait_for(identity)
             except StorageUnavailable:  # nothing can be kept, not even that it failed
                 if self._closing.wait(next(waits)):
                     raise
+
+    def _wait_for(self, identity: str) -> None:
+        """Wait until nobody works on it; shutting down ends the wait.
+
+        Raises:
+            InUse: this worker stops.
+        """
+        claims = self._archive.claims
+        while True:
+            with suppress(StorageUnavailable):
+                if claims.take(identity):
+                    claims.release(identity)
+                    return
+            if self._closing.wait(LOOK_SECONDS):
+                raise InUse(f"another process is working on {identity}")
 
     def _try(self, identity: str, attempt: int, actor: Actor) -> str:
         begun = self._jobs.begin(actor, identity, attempt)
@@ -293,11 +309,8 @@ class Worker:
             if job.status == "queued":
                 self._dispatcher.enqueue(job)
             return "handed over"
-        notebook = self._archive.open(identity)
         version = self._register(actor, begun) if status == "improved" else None
-        notebook.note(Event(kind="ended", payload={"status": status, "reason": reason, **(version or {})}))
-        notebook.flush()
-        self._jobs.note_end(actor, identity, reason)
+        self._jobs.note_end(actor, identity, attempt, status=status, reason=reason, more=version)
         return status
 
     def _register(self, actor: Actor, job: Job) -> dict[str, str] | None:
@@ -313,7 +326,7 @@ class Worker:
 
     def _carry_on(self, identity: str) -> tuple[Status, str]:
         """How it stands after it was worked on, and why."""
-        notebook = self._archive.open(identity)
+        notebook = self._archive.open(identity, anew=True)
         try:
             stored = self._archive.find(identity)
             run = resumed_run(identity, Given(), self._settings, self._archive)
@@ -350,7 +363,7 @@ class Worker:
             yield Path(folder)
 
     def _failed(self, identity: str, reason: str) -> tuple[Status, str]:
-        self._archive.open(identity).set_status("failed", error=reason)
+        self._archive.open(identity, anew=True).set_status("failed", error=reason)
         return "failed", reason
 
     def _keep(self, identity: str, files: tuple[Path, ...]) -> None:
@@ -396,7 +409,11 @@ class Worker:
         started again, everybody takes their claims again.
         """
         before, self._silent = self._silent, set()
-        for worker in self._jobs.workers():
+        workers = self._jobs.workers()
+        if self.id not in workers:  # this one was held up for so long that it was taken for dead
+            self._archive.claims.take(self._claim(self.id))
+            self._jobs.enlist(self._actor, self.id)
+        for worker in workers:
             if worker == self.id or not self._archive.claims.take(self._claim(worker)):
                 continue
             self._silent.add(worker)

@@ -512,6 +512,26 @@ def test_a_journal_that_cannot_be_written_ends_everything() -> None:
     assert house.sent == 1
 
 
+@pytest.mark.parametrize("way", ["thread", "task"])
+async def test_a_journal_that_cannot_be_read_ends_everything_and_nobody_waits_for_ever(way: str) -> None:
+    class Away(MemoryJournal):
+        away = False
+
+        def find(self, key: str) -> Reply | None:
+            if self.away:
+                raise RatchetError("the database does not answer")
+            return super().find(key)
+
+    journal = Away()
+    House(journal=journal).ask("known")
+    house = House(journal=journal)
+    journal.away = True
+    for prompt in ("known", "new"):
+        outcome = await (asyncio.to_thread(house.outcome, prompt) if way == "thread" else aoutcome(house, prompt))
+        assert str(outcome) == "the database does not answer"
+    assert house.sent == 0
+
+
 # --- prices and receipts ------------------------------------------------------------------------------------------
 
 

@@ -54,6 +54,12 @@ def test_errors_come_back_as_they_were_raised() -> None:
     with pytest.raises(ZeroDivisionError, match="as it was"):
         loop.wait_for(broken)
 
+    def begins_broken() -> asyncio.Future[None]:
+        raise ZeroDivisionError("as it was")
+
+    with pytest.raises(ZeroDivisionError, match="as it was"):
+        loop.wait_for(begins_broken)
+
 
 def test_who_waits_on_the_loop_itself_is_told_instead_of_hanging() -> None:
     async def waits(lightly: bool) -> str:

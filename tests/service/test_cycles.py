@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 
 from ratchet.batch import check_time, last_tick, next_tick
 from ratchet.core.errors import BadRequest
-from ratchet.engine.archive import Event
 from ratchet.testing.service import BASE, House, actor, request
 
 
@@ -39,9 +38,7 @@ def end(house: House, identity: str, status: Any = "no_proven_gain") -> None:
     house.desk.jobs.begin(actor(), identity, job.attempt)
     notebook = house.desk.archive.open(identity)
     notebook.set_status(status)
-    notebook.note(Event(kind="ended", payload={"status": status, "reason": "told"}))
-    notebook.flush()
-    house.desk.jobs.note_end(actor(), identity, "told")
+    house.desk.jobs.note_end(actor(), identity, job.attempt, status=status, reason="told")
 
 
 def members(house: House, cycle: str) -> list[str]:

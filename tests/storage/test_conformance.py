@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from ratchet.core.errors import BadRequest, StorageUnavailable
-from ratchet.engine.archive import Archive
+from ratchet.engine.archive import Archive, Event
 from ratchet.storage.memory import MemoryArchive
 from ratchet.storage.ring import KeyRing
 from ratchet.storage.sql import SqlArchive
@@ -40,6 +40,16 @@ class TestSqlArchive(ArchiveConformance):
     def test_what_one_process_holds_another_cannot(self) -> None:
         with self.begun().claimed(), pytest.raises(BadRequest, match="0a1b2c"), self.opened().open("0a1b2c").claimed():
             pytest.fail("it was held twice")
+
+    def test_whoever_merely_looks_does_not_hide_that_rows_were_lost(self) -> None:
+        notebook = self.begun()
+        archive = self.archives[0]
+        archive.pen.revoke("0a1b2c", StorageUnavailable("the disk is full"))
+        archive.open("0a1b2c")
+        with pytest.raises(StorageUnavailable, match="the disk is full"):
+            notebook.note(Event(kind="late"))
+        archive.open("0a1b2c", anew=True).note(Event(kind="anew"))
+        assert [event.kind for _, event in notebook.events()] == ["anew"]
 
     def test_a_database_that_is_none_is_named(self, tmp_path: Path) -> None:
         (tmp_path / "broken.db").write_text("this is no database, and long enough to be taken for one" * 20)

@@ -192,7 +192,9 @@ def balanced(
     open_places = [place for place, heavy in enumerate(weights) if heavy <= room]
     drawn: list[T] = []
     while len(drawn) < size and open_places:
-        rarest = min(open_places, key=lambda at: (combinations[known[at]], sum(values[pair] for pair in known[at])))
+        # Of items with the same labels the first goes first, so that only one of each combination is compared.
+        first = {known[at]: at for at in reversed(open_places)}
+        rarest = min((combinations[these], sum(map(values.__getitem__, these)), at) for these, at in first.items())[2]
         values.update(known[rarest])
         combinations[known[rarest]] += 1
         drawn.append(left[rarest])
@@ -271,6 +273,15 @@ def demo_sets(
     return list(found.values())
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Known:
+    """What drawing asks of a demo, again and again."""
+
+    inputs: str
+    labels: Labels
+    characters: int
+
+
 class _Draw:
     """Draws demo sets from pools."""
 
@@ -280,6 +291,19 @@ class _Draw:
             spec.name: [run[spec.name] for run in pools.traced if spec.name in run] for spec in problem.predictors
         }
         self.classes = {spec.name: self._classes(spec, traced[spec.name]) for spec in problem.predictors}
+        self._known: dict[tuple[str, int], _Known] = {}
+
+    def _of(self, name: str, demo: Fields) -> _Known:
+        """What is to be known of a demo of the pools, which outlive this."""
+        found = self._known.get((name, id(demo)))
+        if found is None:
+            spec = self.problem.predictor(name)
+            found = self._known[name, id(demo)] = _Known(
+                inputs=canonical(_inputs(spec, demo)),
+                labels=_among(self.classes[name], label_parts(_outputs(spec, demo))),
+                characters=len(canonical(demo)),
+            )
+        return found
 
     def _classes(self, spec: PredictorSpec, traced: Sequence[Fields]) -> set[str]:
         outputs = [_outputs(spec, demo) for demo in (*self.pools.labelled.get(spec.name, ()), *traced)]
@@ -318,7 +342,7 @@ class _Draw:
             },
             size=traced,
             rng=self.rng,
-            weight=lambda run: max(len(canonical(demo)) for demo in run.values()),
+            weight=lambda run: max(self._of(name, run[name]).characters for name in run),
             max_weight=self.max_characters,
         )
         return {
@@ -327,14 +351,14 @@ class _Draw:
         }
 
     def _filled(self, spec: PredictorSpec, demos: list[Fields], size: int) -> tuple[Fields, ...]:
-        shown = {canonical(_inputs(spec, demo)) for demo in demos}
+        shown = {self._of(spec.name, demo).inputs for demo in demos}
         pool = self.pools.labelled.get(spec.name, ())
         more = balanced(
-            [demo for demo in pool if canonical(_inputs(spec, demo)) not in shown],
+            [demo for demo in pool if self._of(spec.name, demo).inputs not in shown],
             lambda demo: self._labels(spec.name, demo),
             size=size - len(demos),
             rng=self.rng,
-            weight=lambda demo: len(canonical(demo)),
+            weight=lambda demo: self._of(spec.name, demo).characters,
             max_weight=self.max_characters,
             already=demos,
         )
@@ -342,8 +366,8 @@ class _Draw:
         self.rng.shuffle(filled)
         return tuple(filled)
 
-    def _labels(self, name: str, demo: Fields) -> dict[str, str]:
-        return _among(self.classes[name], label_parts(_outputs(self.problem.predictor(name), demo)))
+    def _labels(self, name: str, demo: Fields) -> Labels:
+        return self._of(name, demo).labels
 
 
 def _among(classes: set[str], parts: Labels) -> dict[str, str]:

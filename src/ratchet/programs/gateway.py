@@ -288,7 +288,14 @@ class Gateway(Ledger):
         """A recorded reply, counted for this stage when it was this stage that asked first."""
         if self._halted is not None:
             raise Halt(self._halted)
-        if key not in self._stage_of or (reply := self._journal.find(key)) is None:
+        if key not in self._stage_of:
+            return None
+        try:
+            reply = self._journal.find(key)
+        except RatchetError as error:  # what was paid may be there: it must neither be paid again nor become a failure
+            self.halt(error)
+            raise Halt(error) from error
+        if reply is None:
             return None
         self._admit(key)
         return reply

@@ -118,13 +118,21 @@ def wait_for(begin: Callable[[], asyncio.Future[T]]) -> T:
     ended = threading.Lock()
     ended.acquire()
     futures: list[asyncio.Future[T]] = []
+    errors: list[BaseException] = []
 
     def start() -> None:
-        futures.append(begin())
-        futures[0].add_done_callback(lambda _: ended.release())
+        try:
+            futures.append(begin())
+        except BaseException as error:  # whoever waits gets it; the loop would only log it
+            errors.append(error)
+            ended.release()
+        else:
+            futures[0].add_done_callback(lambda _: ended.release())
 
     house_loop().call_soon_threadsafe(start)
     ended.acquire()
+    if errors:
+        raise errors[0]
     return futures[0].result()
 
 

@@ -7,7 +7,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager, suppress
 from importlib.metadata import version
-from typing import Any
+from typing import Any, get_args
 
 from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.responses import JSONResponse
@@ -16,6 +16,7 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from ratchet.core.result import Status
 from ratchet.desk import Desk
 from ratchet.service import openapi, problems, routes, schemas
 from ratchet.service.access import Operator, TheDesk
@@ -63,9 +64,12 @@ class _Optimizations:
     def collect(self) -> Iterable[Metric]:
         """What stands in the database now."""
         family = GaugeMetricFamily("ratchet_optimizations", "Optimizations by status.", labels=["status"])
-        for status, n in self._desk.jobs.counts().items():
-            family.add_metric([status], n)
+        counts = self._desk.jobs.counts()
+        for status in get_args(Status):  # one that nobody has is 0, and not unknown: an autoscaler asks
+            family.add_metric([status], counts.get(status, 0))
         yield family
+        workers = len(self._desk.jobs.workers())
+        yield GaugeMetricFamily("ratchet_workers", "Workers that are known.", value=workers)
 
 
 def _raw(headers: Mapping[str, str]) -> list[tuple[bytes, bytes]]:

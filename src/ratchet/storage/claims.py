@@ -6,14 +6,21 @@ Whether a worker is alive is therefore a question to the operating system or the
 from __future__ import annotations
 
 import threading
-from contextlib import suppress
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Protocol
 
 import sqlalchemy as sa
 from filelock import FileLock, Timeout
 
-from ratchet.core.errors import StorageUnavailable
+from ratchet.core.errors import InUse, StorageUnavailable
+
+RETAKING_SECONDS = (0.05, 0.1, 0.2, 0.4)
+"""Waits for what somebody else holds for a moment, when claims are taken again."""
+FRESH_SECONDS = 0.5
+"""A session that was used so lately is taken to be alive."""
 
 
 class Claims(Protocol):
@@ -92,15 +99,22 @@ class MemoryClaims:
 class ServerClaims:
     """Held by PostgreSQL's advisory locks, all of a process in one session.
 
-    A session that breaks loses its locks; ``keep`` begins another and takes them again.
+    A session that breaks loses its locks; the next one takes them again. What somebody else has taken by then is lost.
+    Who holds a claim writes in ``writing``, which is the same session: so nobody writes who does not hold any more.
+
+    Args:
+        engine: Makes the session.
+        lost: Told of each claim that was lost, before anything else is written.
 
     Raises:
-        StorageUnavailable: by ``take`` and ``keep``, when the server does not answer.
+        StorageUnavailable: by all but ``release`` and ``close``, when the server does not answer.
     """
 
-    def __init__(self, engine: sa.Engine) -> None:
+    def __init__(self, engine: sa.Engine, *, lost: Callable[[str], None] = lambda name: None) -> None:
         self._engine = engine
+        self._tell_lost = lost
         self._connection: sa.Connection | None = None
+        self._used = 0.0
         self._held: set[str] = set()
         self._lock = threading.Lock()
 
@@ -116,6 +130,8 @@ class ServerClaims:
     def release(self, name: str) -> None:
         """Let go of ``name``."""
         with self._lock:
+            if name not in self._held:  # it was lost
+                return
             self._held.discard(name)
             with suppress(StorageUnavailable):  # a session that broke has let go of it
                 self._ask(_RELEASE, name)
@@ -125,32 +141,66 @@ class ServerClaims:
         with self._lock:
             self._keep()
 
+    @contextmanager
+    def writing(self) -> Iterator[sa.Connection]:
+        """A transaction of whoever holds claims here.
+
+        Raises:
+            InUse: a claim was lost; nothing was written then.
+        """
+        with self._lock:
+            lost = self._keep()
+            if lost:
+                raise InUse(f"others have taken up {', '.join(sorted(lost))} meanwhile")
+            assert self._connection is not None
+            try:
+                with self._connection.begin():
+                    yield self._connection
+            except (sa.exc.IntegrityError, sa.exc.ProgrammingError):
+                raise  # our mistake, not the database's
+            except sa.exc.DBAPIError as error:
+                self._end()
+                raise StorageUnavailable(f"the database server does not answer: {error.orig}") from error
+            self._used = time.monotonic()
+
     def close(self) -> None:
         """Let go of everything."""
         with self._lock:
             self._held.clear()
             self._end()
 
-    def _keep(self) -> None:
-        if self._connection is not None:
+    def _keep(self) -> set[str]:
+        """Have a session; what was lost with the last one."""
+        if self._connection is not None and time.monotonic() - self._used > FRESH_SECONDS:
             with suppress(StorageUnavailable):
                 self._ask(sa.text("SELECT true"))
-        if self._connection is None:
-            try:
-                self._connection = self._engine.connect().execution_options(isolation_level="AUTOCOMMIT")
-            except sa.exc.DBAPIError as error:
-                raise StorageUnavailable(f"the database server does not answer: {error.orig}") from error
-            for name in self._held:
-                self._ask(_TAKE, name)
+        if self._connection is not None:
+            return set()
+        try:
+            self._connection = self._engine.connect()
+        except sa.exc.DBAPIError as error:
+            raise StorageUnavailable(f"the database server does not answer: {error.orig}") from error
+        missing = {name for name in self._held if not self._ask(_TAKE, name)}
+        for seconds in RETAKING_SECONDS:  # the session that broke may not be gone yet, a roll call may be under way
+            if missing:
+                time.sleep(seconds)
+                missing = {name for name in missing if not self._ask(_TAKE, name)}
+        self._held -= missing
+        for name in missing:
+            self._tell_lost(name)
+        return missing
 
     def _ask(self, statement: sa.TextClause, name: str | None = None) -> bool:
         if self._connection is None:
             raise StorageUnavailable("the session with the database server broke")
         try:
-            return bool(self._connection.execute(statement, {"name": name} if name else {}).scalar())
+            with self._connection.begin():
+                answer = bool(self._connection.execute(statement, {"name": name} if name else {}).scalar())
         except sa.exc.DBAPIError as error:
             self._end()
             raise StorageUnavailable(f"the database server does not answer: {error.orig}") from error
+        self._used = time.monotonic()
+        return answer
 
     def _end(self) -> None:
         if self._connection is not None:

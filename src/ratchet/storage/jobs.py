@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal, cast
 
 import sqlalchemy as sa
@@ -254,13 +254,30 @@ class Jobs:
             change.note("optimization.begin", identity, before=_state(job), after={**_state(job), "status": "running"})
             return job
 
-    def note_end(self, actor: Actor, identity: str, reason: str) -> Job:
-        """Keep why it ended as it did."""
+    def note_end(
+        self,
+        actor: Actor,
+        identity: str,
+        attempt: int,
+        *,
+        status: Status,
+        reason: str,
+        more: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Keep how it ended and why, and tell it as the last event, with ``more``; once, whoever says so again."""
         with self._audit.change(actor) as change:
             job = self._job(change.connection, None, identity)
-            hidden = REASON.hide(self._box(change.connection, identity), {"id": identity, "reason": reason or None})
-            self._update(change, job, "optimization.end", **hidden, settled=job.attempt)
-            return replace(job, reason=reason)
+            row = change.connection.execute(
+                sa.select(jobs.c.attempt, jobs.c.settled).where(jobs.c.id == identity)
+            ).one()
+            if row.attempt != attempt or row.settled == attempt:
+                return
+            box = self._box(change.connection, identity)
+            told = {"status": status, "reason": reason, **(more or {})}
+            event = {"optimization_id": identity, "at": change.now, "kind": "ended", "payload": told}
+            change.connection.execute(events.insert().values(**EVENT.hide(box, event)))
+            hidden = REASON.hide(box, {"id": identity, "reason": reason or None})
+            self._update(change, job, "optimization.end", **hidden, settled=attempt)
 
     def put_back(self, actor: Actor, identity: str) -> Job:
         """Put it in the queue again, because its worker stops or was lost; not when it has come to rest."""

@@ -32,7 +32,6 @@ from ratchet.storage.tables import (
     evaluations,
     events,
     examples,
-    optimizations,
     replies,
 )
 from ratchet.storage.texts import as_json
@@ -48,7 +47,6 @@ class SqlJournal:
         self._archive = archive
         self._id = optimization_id
         self._owner = f"{OWNER}:{optimization_id}"
-        self._late: tuple[Future[None], asyncio.Future[None]] | None = None
         self._unsafe: dict[str, tuple[Reply, Future[None]]] = {}
 
     def find(self, key: str) -> Reply | None:
@@ -120,12 +118,8 @@ class SqlJournal:
         safe = self._archive.pen.settled(self._id)
         if safe.done():
             return safe.result()
-        loop = asyncio.get_running_loop()
-        if self._late is None or self._late[0] is not safe or self._late[1].get_loop() is not loop:
-            # One wake-up of the loop for all who wait for the same transaction.
-            self._late = (safe, asyncio.wrap_future(safe, loop=loop))
-        await asyncio.shield(self._late[1])
-        return None
+        await asyncio.shield(self._archive.late(safe))
+        return self._archive.pen.check(self._id)
 
     def stages(self) -> dict[str, str]:
         """Keys of all recorded replies, and the stage that asked first."""
@@ -134,8 +128,12 @@ class SqlJournal:
         with self._archive._reading() as connection:
             return {row.key: row.stage for row in connection.execute(query)}
 
-    def sent(self) -> Sent:
-        """Totals over everything noted so far."""
+    def sent(self, *, settled: bool = True) -> Sent:
+        """Totals over everything noted so far.
+
+        Args:
+            settled: Wait for what is still being written.
+        """
         recorded, paid = RECORDED, replies.c.sends > 0
         query = sa.select(
             replies.c.stage,
@@ -148,7 +146,7 @@ class SqlJournal:
             sa.func.sum(sa.case((recorded, 0.0), else_=replies.c.usd_reserved)).label("usd_lost"),
             sa.func.sum(sa.case((sa.and_(recorded, paid, replies.c.cost_usd.is_(None)), 1), else_=0)).label("unpriced"),
         ).where(replies.c.optimization_id == self._id)
-        with self._archive._reading() as connection:
+        with self._archive._reading() if settled else self._archive._writing() as connection:
             rows = connection.execute(query.group_by(replies.c.stage)).mappings().all()
         totals = {
             name: sum(row[name] for row in rows)
@@ -314,12 +312,12 @@ class SqlNotebook:
         """Move it to another status."""
         values: dict[str, Any] = {"id": self._id, "status": status, "error": error or None}
         values["result"] = None if result is None else dict(result)
-        self.flush()
         box = self._archive.vault.writing(self._owner)
         for texts in (RESULT, ERROR):
             values = texts.hide(box, values)
-        with self._archive._writing() as connection:
-            connection.execute(optimizations.update().where(optimizations.c.id == self._id).values(**values))
+        told = {"of": self._id, **{f"new_{name}": value for name, value in values.items() if name != "id"}}
+        self._archive.pen.write(self._id, self._archive._statements.status, told)
+        self.flush()
 
 
 def reply_of(row: Mapping[str, Any]) -> Reply:

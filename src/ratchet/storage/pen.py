@@ -79,10 +79,20 @@ class Pen:
             with self._changed:
                 self._check(who)
 
+    def revoke(self, who: str, error: RatchetError) -> None:
+        """Have everything that ``who`` writes from now on refused with ``error``."""
+        with self._changed:
+            self._failed[who] = error
+
     def forgive(self, who: str) -> None:
         """Let ``who`` begin anew after something of theirs could not be kept."""
         with self._changed:
             self._failed.pop(who, None)
+
+    def check(self, who: str) -> None:
+        """Raise what ``write`` would."""
+        with self._changed:
+            self._check(who)
 
     def close(self) -> None:
         """Write what is waiting, and end the thread; another write begins another one."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,7 +16,7 @@ from filelock import FileLock
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.sql.compiler import SQLCompiler
 
-from ratchet.core.errors import StorageUnavailable, UnknownName
+from ratchet.core.errors import InUse, StorageUnavailable, UnknownName
 from ratchet.engine.archive import Optimization
 from ratchet.programs.journal import Reply
 from ratchet.storage.claims import Claims, FileClaims, MemoryClaims, ServerClaims
@@ -41,6 +43,7 @@ from ratchet.storage.texts import Words as Words
 from ratchet.storage.vault import Vault, data_keys
 from ratchet.storage.vault import metadata as vault_metadata
 
+SEALED = ("sealed_error", "sealed_result")
 ROWS_AT_ONCE = 50
 """Rows of one INSERT."""
 
@@ -48,6 +51,9 @@ NOTHING = Box("nobody", None, whole=False)
 
 BUSY_MS = 30_000
 """How long a write waits for another process's on SQLite."""
+
+POOL_SECONDS = 120.0
+"""How long a thread waits for one of the connections: a thousand optimizations may begin at the same moment."""
 
 SHARED_AT_HAND = 4096
 """Shared replies that are kept in memory, the newest."""
@@ -76,12 +82,14 @@ class SqlArchive:
                 raise StorageUnavailable(f"the folder {self.folder} cannot be made: {error.strerror}") from error
         # A server may have been started again since a connection was used last; a file may not.
         pre_ping = self._url.get_backend_name() != "sqlite"
+        patience = {} if self._url.database in (None, "", ":memory:") else {"pool_timeout": POOL_SECONDS}
         # Errors end in logs, and the values of a statement do not belong there.
-        self._engine = sa.create_engine(self._url, pool_pre_ping=pre_ping, hide_parameters=True)
+        self._engine = sa.create_engine(self._url, pool_pre_ping=pre_ping, hide_parameters=True, **patience)
         if self._url.get_backend_name() == "sqlite":
             sa.event.listen(self._engine, "connect", _tune_sqlite)
         with self._alone():
             with self._writing() as connection:
+                _wait_for_makers(connection)
                 for tables in (metadata, vault_metadata):
                     tables.create_all(connection)
                 _add_columns(connection, metadata)
@@ -100,17 +108,33 @@ class SqlArchive:
         self._many: dict[int, _ManyRows] = {}
         self.pen = Pen(self._transact)
         self._shared: OrderedDict[str, tuple[str, Reply]] = OrderedDict()
+        self._late: tuple[Future[None], asyncio.Future[None]] | None = None
+
+    def late(self, safe: Future[None]) -> asyncio.Future[None]:
+        """``safe`` for the running loop: one wake-up of it for all who wait for the same transaction."""
+        loop, late = asyncio.get_running_loop(), self._late
+        if late is None or late[0] is not safe or late[1].get_loop() is not loop:
+            late = self._late = (safe, asyncio.wrap_future(safe, loop=loop))
+        return late[1]
 
     def _claims(self) -> Claims:
         if self.folder is not None:
             return FileClaims(self.folder)
-        return ServerClaims(self._engine) if self._url.get_backend_name() == "postgresql" else MemoryClaims()
+        return (
+            ServerClaims(self._engine, lost=self._lost)
+            if self._url.get_backend_name() == "postgresql"
+            else MemoryClaims()
+        )
+
+    def _lost(self, name: str) -> None:
+        self.pen.revoke(name, InUse(f"another process has taken up {name} meanwhile"))
 
     def make(self, tables: sa.MetaData) -> None:
         """Make ``tables`` where they are not there yet."""
         if id(tables) in self._made:
             return
         with self._alone(), self._writing() as connection:
+            _wait_for_makers(connection)
             tables.create_all(connection)
             _add_columns(connection, tables)
         self._made.add(id(tables))
@@ -128,7 +152,9 @@ class SqlArchive:
         return nullcontext() if self.folder is None else FileLock(self.folder / "tables.lock")
 
     def _transact(self, parts: Sequence[tuple[sa.Executable, list[Mapping[str, Any]]]]) -> None:
-        with self._writing() as connection:
+        # Who writes here holds a claim on what is written of.
+        held = self.claims.writing() if isinstance(self.claims, ServerClaims) else self._writing()
+        with held as connection:
             for statement, rows in parts:
                 if isinstance(statement, sqlite.Insert):
                     self._insert_many(connection, statement, rows)
@@ -156,6 +182,8 @@ class SqlArchive:
             if isinstance(error, sa.exc.IntegrityError | sa.exc.ProgrammingError):
                 raise  # our mistake, not the database's
             raise StorageUnavailable(f"the database {self._url.render_as_string()} refused: {error.orig}") from error
+        except sa.exc.TimeoutError as error:
+            raise StorageUnavailable(f"no connection to the database was free for {POOL_SECONDS:g} s") from error
 
     def close(self) -> None:
         """Write what is waiting, and give back the connections."""
@@ -256,15 +284,25 @@ class SqlArchive:
             connection.execute(optimizations.insert().values(**values))
         return SqlNotebook(self, optimization.id)
 
-    def open(self, optimization_id: str) -> SqlNotebook:
-        """The notebook of one there is."""
+    def open(self, optimization_id: str, *, anew: bool = False) -> SqlNotebook:
+        """The notebook of one there is.
+
+        Args:
+            anew: Begin anew after something of it could not be kept. Only for who works on it: whoever merely looks
+                would hide from the one at work that rows were lost.
+        """
         found = self.identity(optimization_id)
-        self.pen.forgive(found)
+        if anew:
+            self.pen.forgive(found)
         return SqlNotebook(self, found)
 
-    def find(self, optimization_id: str) -> Optimization:
-        """One optimization; a unique beginning of its id will do."""
-        with self._reading() as connection:
+    def find(self, optimization_id: str, *, settled: bool = True) -> Optimization:
+        """One optimization; a unique beginning of its id will do.
+
+        Args:
+            settled: Wait for what is still being written.
+        """
+        with self._reading() if settled else self._writing() as connection:
             return self._optimizations(connection, [self._row(connection, optimization_id)])[0]
 
     def _row(self, connection: sa.Connection, optimization_id: str) -> sa.RowMapping:
@@ -337,11 +375,22 @@ class _Statements:
         self.candidate = insert(candidates).on_conflict_do_nothing()
         self.evaluation = insert(evaluations).on_conflict_do_nothing()
         self.event = insert(events)
+        self.status = (
+            optimizations.update()
+            .where(optimizations.c.id == sa.bindparam("of"))
+            .values({name: sa.bindparam(f"new_{name}") for name in ("status", "error", "result", *SEALED)})
+        )
         self.seconds = (
             optimizations.update()
             .where(optimizations.c.id == sa.bindparam("of"))
             .values(seconds=optimizations.c.seconds + sa.bindparam("more"))
         )
+
+
+def _wait_for_makers(connection: sa.Connection) -> None:
+    """Let nobody else make tables on this server until the transaction ends."""
+    if connection.dialect.name == "postgresql":
+        connection.execute(sa.text("SELECT pg_advisory_xact_lock(hashtextextended('tables', 0))"))
 
 
 def _add_columns(connection: sa.Connection, tables: sa.MetaData) -> None:

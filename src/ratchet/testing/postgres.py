@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
+from typing import Literal
 
 import psycopg
 
@@ -61,6 +62,16 @@ class PostgresServer:
         """What ``RATCHET_DATABASE_URL`` takes."""
         return f"postgresql+psycopg://ratchet@127.0.0.1:{self.port}/postgres"
 
+    @property
+    def pid(self) -> int:
+        """Of its first process."""
+        assert self._process is not None
+        return self._process.pid
+
+    def address(self, port: int | None = None) -> str:
+        """What ``psycopg.connect`` takes."""
+        return f"postgresql://ratchet@127.0.0.1:{port or self.port}/postgres"
+
     def __enter__(self) -> PostgresServer:
         """Make the database, and start."""
         there = programs()
@@ -80,8 +91,13 @@ class PostgresServer:
         self.start()
         return self
 
-    def start(self) -> None:
-        """Start, and wait until it answers."""
+    def start(self, *, port: int | None = None) -> None:
+        """Start, and wait until it answers.
+
+        Args:
+            port: Another port than its own, to look at what is kept while nobody else can.
+        """
+        port = port or self.port
         there = programs()
         assert there is not None
         options = [
@@ -93,7 +109,7 @@ class PostgresServer:
             f"unix_socket_directories={self._folder}",
         ]
         self._process = subprocess.Popen(
-            [there / "postgres", "-D", self._folder / "data", "-p", str(self.port), *options],
+            [there / "postgres", "-D", self._folder / "data", "-p", str(port), *options],
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             preexec_fn=_somebody_else(),
@@ -102,17 +118,21 @@ class PostgresServer:
         end = time.monotonic() + 30
         while True:
             try:
-                psycopg.connect(self.url.replace("+psycopg", ""), connect_timeout=2).close()
+                psycopg.connect(self.address(port), connect_timeout=2).close()
                 return
             except psycopg.OperationalError:
                 if time.monotonic() > end:
                     raise
                 time.sleep(0.05)
 
-    def stop(self) -> None:
-        """Stop at once; connections break."""
+    def stop(self, *, how: Literal["immediate", "fast"] = "immediate") -> None:
+        """Stop; connections break.
+
+        Args:
+            how: As ``pg_ctl stop -m`` says it: as in a crash, or rolling back what is under way.
+        """
         if self._process is not None:
-            self._process.send_signal(signal.SIGQUIT)
+            self._process.send_signal(signal.SIGQUIT if how == "immediate" else signal.SIGINT)
             self._process.wait()
             self._process = None
 

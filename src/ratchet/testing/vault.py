@@ -92,7 +92,7 @@ def fill(archive: SqlArchive, name: str = "0a1b") -> Notebook:
         notebook.note(Event(kind="said", payload={"text": f"{SECRET} {number}"}))
     notebook.set_status("failed", error=SECRET, result={"reason": SECRET})
     jobs.keep_file(name, "program.json", SECRET.encode())
-    jobs.note_end(actor(), name, SECRET)
+    jobs.note_end(actor(), name, 1, status="failed", reason=SECRET)
     more: dict[str, Any] = {"features": TASK, "status": "improved", "warm_start": "on", "instructions": {"p": SECRET}}
     SqlLessons(archive).keep(Lesson(id=name, tenant="default", created_at=datetime.now(UTC), **more))
     return notebook

@@ -53,10 +53,7 @@ bench-gain: $(READY)  ## Gains on public data with real local LMs; long, resumab
 bench-throughput: $(READY)  ## CPU time of a program run, beside dspy.Evaluate; QUICK=--quick for a tenth
 	$(BIN)/python -m bench.throughput $(QUICK)
 
-bench-wallcaudit: $(READY)  ## Ask whether a locked dependency is known to be vulnerable, or was taken back
-	$(BIN)/python tools/audit.py
-
-lock: $(READY)  ## Wall time of optimizations, beside DSPy's, with an LM of 300 ms and 64 slots
+bench-wallclock: $(READY)  ## Wall time of optimizations, beside DSPy's, with an LM of 300 ms and 64 slots
 	$(BIN)/python -m bench.wallclock $(QUICK)
 
 bench-hypervolume: $(READY)  ## Fronts of `genetic` beside those of pymoo's NSGA-II, after as many evaluations
@@ -79,6 +76,9 @@ bench-fleet: $(READY)  ## 10, 100 and 1000 optimizations at once through `ratche
 
 bench-privacy: $(READY)  ## Precision and recall of what finds personal data, on texts whose truth is known
 	$(BIN)/python -m bench.privacy
+
+audit: $(READY)  ## Ask whether a locked dependency is known to be vulnerable, or was taken back
+	$(BIN)/python tools/audit.py
 
 lock: $(READY)  ## Resolve pyproject.toml anew into requirements.lock
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --extra local --extra privacy --extra service --group dev --output-file requirements.lock pyproject.toml

@@ -374,8 +374,8 @@ class Service(ABC, Generic[Answer, Content, Items]):
 
     def erase_dataset(self, reference: str, *, with_optimizations: bool | None = None) -> Answer:
         """Erase a data set for good, and with it the optimizations that hold its rows."""
-        more = {} if with_optimizations is None else {"with_optimizations": str(with_optimizations).lower()}
-        return self.ask(call("DELETE", "datasets", reference, repeatable=False, **more))
+        said = None if with_optimizations is None else str(with_optimizations).lower()
+        return self.ask(call("DELETE", "datasets", reference, repeatable=False, with_optimizations=said))
 
     def erase_target(self, reference: str) -> Answer:
         """Erase a target for good."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sqlite3
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +15,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 import ratchet
 from ratchet.bootstrap import open_archive
-from ratchet.core.errors import CertificateInvalid
+from ratchet.core.errors import CertificateInvalid, Tampered
 from ratchet.engine.certificate import sign
 from ratchet.publish import verify
 from ratchet.settings import Settings
@@ -51,6 +52,7 @@ def copy(folder: Path, tmp_path: Path) -> Path:
     source.backup(target)
     source.close()
     target.close()
+    shutil.copy2(folder / "home" / "master.keys", tmp_path / "home")
     return tmp_path
 
 
@@ -125,15 +127,14 @@ def test_a_stored_score_that_was_changed_is_found(copy: Path) -> None:
 
 
 def test_stored_prompts_that_were_changed_are_found(copy: Path) -> None:
-    payload = json.loads((copy / "certificate.json").read_text())["payload"]
+    winner = json.loads((copy / "certificate.json").read_text())["payload"]["hashes"]["winner"]
     database = sqlite3.connect(copy / "home" / "ratchet.db")
-    database.execute(
-        "update candidates set state = replace(state, 'choices', 'chances') where key = ?",
-        (payload["hashes"]["winner"],),
-    )
+    ((sealed,),) = database.execute("select sealed from candidates where key = ?", (winner,)).fetchall()
+    changed = sealed[:-1] + bytes([sealed[-1] ^ 1])
+    database.execute("update candidates set sealed = ? where key = ?", (changed, winner))
     database.commit()
     database.close()
-    with pytest.raises(CertificateInvalid, match="of the winner"):
+    with pytest.raises(Tampered, match="candidates"):
         checked(copy)
 
 

@@ -103,7 +103,7 @@ def test_a_run_killed_twice_resumes_to_the_same_result(tmp_path: Path) -> None:
 def test_ctrl_c_stops_cleanly_and_the_run_can_be_resumed(algorithm: str, tmp_path: Path) -> None:
     expected = undisturbed(algorithm, tmp_path / "undisturbed", max_calls=200)
     folder = tmp_path / "stopped"
-    with StubServer(latency=LATENCY) as stub:
+    with StubServer(latency=5 * LATENCY) as stub:  # so that it is still at work when the signal comes
         assert interrupt(stub, folder, asked(algorithm, 200), after=50, number=signal.SIGINT)
         assert status(folder) == "cancelled"
         assert stub.seen == recorded(folder)  # what was under way was waited for, and kept

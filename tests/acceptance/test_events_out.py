@@ -16,12 +16,11 @@ from pathlib import Path
 import pytest
 
 from ratchet.batch import last_tick
-from ratchet.bootstrap import new_courier, new_worker
+from ratchet.bootstrap import new_courier, new_worker, open_archive
 from ratchet.desk import Desk
 from ratchet.engine.archive import Event
 from ratchet.options import Options, Order
 from ratchet.settings import Settings
-from ratchet.storage.sql import SqlArchive
 from ratchet.testing.lm_server import SIGNATURE, StubServer
 from ratchet.testing.postgres import PostgresServer, programs
 from ratchet.testing.service import BASE, RecordingQueue, actor, data
@@ -78,7 +77,7 @@ def order(base: str = BASE, *, seed: int = 0) -> Order:
 
 
 def open_desk(settings: Settings, folder: Path, queue: RecordingQueue | Dispatcher) -> Desk:
-    desk = Desk(settings, SqlArchive(settings.database), queue, clock=lambda: datetime.now(UTC))
+    desk = Desk(settings, open_archive(settings), queue, clock=lambda: datetime.now(UTC))
     (folder / "mails.jsonl").write_bytes(data(80))
     desk.keep_dataset(actor(), "mails", folder / "mails.jsonl")
     return desk

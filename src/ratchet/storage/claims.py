@@ -122,10 +122,16 @@ class ServerClaims:
         """Hold ``name``."""
         with self._lock:
             self._keep()
-            if name in self._held or not self._ask(_TAKE, name):  # a session may lock twice
+            if name in self._held:  # a session may lock twice
                 return False
-            self._held.add(name)
-            return True
+            try:
+                taken = self._ask(_TAKE, name)
+            except StorageUnavailable:  # the server may have been started again since the session was used last
+                self._keep()
+                taken = self._ask(_TAKE, name)
+            if taken:
+                self._held.add(name)
+            return taken
 
     def release(self, name: str) -> None:
         """Let go of ``name``."""
@@ -167,6 +173,8 @@ class ServerClaims:
         """Let go of everything."""
         with self._lock:
             self._held.clear()
+            with suppress(StorageUnavailable):  # the server notices a session's end a moment later
+                self._ask(_RELEASE_ALL)
             self._end()
 
     def _keep(self) -> set[str]:
@@ -211,4 +219,5 @@ class ServerClaims:
 
 
 _TAKE = sa.text("SELECT pg_try_advisory_lock(hashtextextended(:name, 0))")
+_RELEASE_ALL = sa.text("SELECT true FROM pg_advisory_unlock_all()")
 _RELEASE = sa.text("SELECT pg_advisory_unlock(hashtextextended(:name, 0))")

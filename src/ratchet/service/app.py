@@ -23,7 +23,7 @@ from ratchet.service.access import Operator, TheDesk
 from ratchet.service.live import Pulse
 from ratchet.service.patience import Patience
 from ratchet.service.rates import Rates
-from ratchet.service.routes.common import refusals
+from ratchet.service.routes.frame import refusals
 from ratchet.service.tokens import Tokens
 
 house = APIRouter()

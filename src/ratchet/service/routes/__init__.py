@@ -15,7 +15,7 @@ from ratchet.service.routes import (
     versions,
     webhooks,
 )
-from ratchet.service.routes.common import PREFIX
+from ratchet.service.routes.frame import PREFIX
 
 ROUTERS = (
     optimizations.router,

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from ratchet.service import schemas
 from ratchet.service.access import Operator, TheDesk, Viewer
-from ratchet.service.routes.common import Cursor, Limit, new_router
+from ratchet.service.routes.frame import Cursor, Limit, new_router
 from ratchet.storage.algorithms import Registered
 
 router = new_router("algorithms")

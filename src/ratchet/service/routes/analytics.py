@@ -11,7 +11,7 @@ from pydantic import AwareDatetime, BaseModel, BeforeValidator
 
 from ratchet.core.errors import BadRequest
 from ratchet.service.access import TheDesk, Viewer
-from ratchet.service.routes.common import new_router
+from ratchet.service.routes.frame import new_router
 
 router = new_router("analytics")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ratchet.service import schemas
 from ratchet.service.access import Operator, TheDesk
-from ratchet.service.routes.common import Cursor, Limit, new_router
+from ratchet.service.routes.frame import Cursor, Limit, new_router
 
 router = new_router("audit")
 

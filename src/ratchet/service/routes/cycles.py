@@ -13,7 +13,7 @@ from ratchet.desk import Desk
 from ratchet.options import Order
 from ratchet.service import schemas
 from ratchet.service.access import Developer, Operator, TheDesk, Viewer
-from ratchet.service.routes.common import PREFIX, Cursor, Limit, new_router
+from ratchet.service.routes.frame import PREFIX, Cursor, Limit, new_router
 from ratchet.storage.cycles import Cycle, Member, Overlap, Schedule
 
 router = new_router("cycles")

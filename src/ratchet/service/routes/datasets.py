@@ -14,7 +14,7 @@ from ratchet.desk import UPLOADS
 from ratchet.privacy.policy import Treatment
 from ratchet.service import schemas
 from ratchet.service.access import Developer, Operator, TheDesk, Viewer
-from ratchet.service.routes.common import PREFIX, Cursor, Limit, new_router
+from ratchet.service.routes.frame import PREFIX, Cursor, Limit, new_router
 from ratchet.storage.privacy import how_cleaned
 
 router = new_router("data sets")

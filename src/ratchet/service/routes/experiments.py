@@ -13,7 +13,7 @@ from ratchet.core.request import MetricName
 from ratchet.desk import Desk
 from ratchet.service import schemas
 from ratchet.service.access import Operator, TheDesk, Viewer
-from ratchet.service.routes.common import PREFIX, Cursor, Limit, new_router
+from ratchet.service.routes.frame import PREFIX, Cursor, Limit, new_router
 from ratchet.storage.experiments import Arm, Experiment
 
 router = new_router("experiments")

@@ -16,7 +16,7 @@ from ratchet.core.errors import BadRequest, RatchetError
 from ratchet.service import problems
 from ratchet.service.access import TheDesk, Viewer, actor_of, desk_of
 from ratchet.service.live import Pulse, follow
-from ratchet.service.routes.common import new_router
+from ratchet.service.routes.frame import new_router
 from ratchet.storage.jobs import Told
 
 router = new_router("optimizations")

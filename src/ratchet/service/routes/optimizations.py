@@ -12,7 +12,7 @@ from ratchet.desk import FILES
 from ratchet.service import schemas
 from ratchet.service.access import Developer, Operator, TheDesk, Viewer
 from ratchet.service.forks import ForkBody
-from ratchet.service.routes.common import PREFIX, Cursor, Limit, new_router
+from ratchet.service.routes.frame import PREFIX, Cursor, Limit, new_router
 
 router = new_router("optimizations")
 

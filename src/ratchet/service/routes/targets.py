@@ -6,7 +6,7 @@ from fastapi import Response
 
 from ratchet.service import schemas
 from ratchet.service.access import Developer, Operator, TheDesk, Viewer
-from ratchet.service.routes.common import PREFIX, Cursor, Limit, new_router
+from ratchet.service.routes.frame import PREFIX, Cursor, Limit, new_router
 
 router = new_router("targets")
 

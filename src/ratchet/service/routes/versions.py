@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, JsonValue
 from ratchet.desk import FILES
 from ratchet.service import schemas
 from ratchet.service.access import Operator, TheDesk, Viewer
-from ratchet.service.routes.common import CHANGED, Cursor, Limit, new_router
+from ratchet.service.routes.frame import CHANGED, Cursor, Limit, new_router
 from ratchet.service.tags import Expected
 from ratchet.storage.versions import Version
 

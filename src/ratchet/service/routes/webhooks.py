@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from ratchet.service import schemas
 from ratchet.service.access import Operator, TheDesk
-from ratchet.service.routes.common import PREFIX, Cursor, Limit, new_router
+from ratchet.service.routes.frame import PREFIX, Cursor, Limit, new_router
 from ratchet.storage.outbox import DeadLetter
 from ratchet.storage.webhooks import Webhook
 

@@ -1,4 +1,4 @@
-"""What the routes have in common."""
+"""The frame of every route: its prefix, its tag, how pages are asked for."""
 
 from __future__ import annotations
 

@@ -30,18 +30,23 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import psycopg
+import sqlalchemy as sa
 
 from bench.alike import differences, told
 from bench.service import Service, free_port
 from bench.sheet import Bar, conclude, say, size_of, table
 from bench.stub import StubProcess, Weather
+from ratchet.bootstrap import open_archive
 from ratchet.client import Client, StreamedEvent
+from ratchet.settings import Settings
+from ratchet.storage.sql import SqlArchive
+from ratchet.storage.tables import RECORDED, REPLY, replies
 from ratchet.testing.lm_server import rows
 from ratchet.testing.postgres import PostgresServer
 from ratchet.testing.service import request
@@ -260,12 +265,14 @@ class Day:
 
     def _worked_on_by(self, pid: int) -> list[Lived]:
         """What a process had begun and not settled."""
-        found = self._query(
-            f"SELECT DISTINCT {_NAME} FROM events e JOIN jobs j ON j.id = e.optimization_id"
-            " WHERE e.kind = 'begun' AND j.settled < j.attempt AND e.payload::json->>'worker' LIKE %s",
-            f"%-{pid}-%",
-        )
-        names = {name for (name,) in found}
+        unsettled = self._query(f"SELECT j.id, {_NAME} FROM jobs j WHERE j.settled < j.attempt")
+        with closing(self._archive()) as archive:
+            names = {
+                name
+                for identity, name in unsettled
+                for _, event in archive.open(identity).events()
+                if event.kind == "begun" and f"-{pid}-" in event.payload["worker"]
+            }
         return [each for each in self.lived if each.name in names]
 
     def _count_lost(self, these: Sequence[Lived]) -> None:
@@ -284,6 +291,12 @@ class Day:
 
     # --- what the database says --------------------------------------------------------------------------------------
 
+    def _archive(self, port: int | None = None) -> SqlArchive:
+        """The archive, with the keys to what is private in it."""
+        url = sa.make_url(self.server.url)
+        text = (url if port is None else url.set(port=port)).render_as_string(hide_password=False)
+        return open_archive(Settings(home=self._folder / "home", database_url=text))
+
     def _query(self, query: str, *values: object, port: int | None = None) -> list[Any]:
         with psycopg.connect(self.server.address(port)) as connection:
             return connection.execute(query, values).fetchall()
@@ -291,9 +304,11 @@ class Day:
     def _recorded(self, port: int | None = None) -> dict[str, Counter[str]]:
         """Recorded replies by the stub's hash of the body, for each optimization by its name."""
         found: dict[str, Counter[str]] = {each.name: Counter() for each in self.lived}
-        query = f"SELECT {_NAME}, r.response::json->>'id' FROM replies r JOIN jobs j ON j.id = r.optimization_id"
-        for name, reply in self._query(f"{query} WHERE r.response IS NOT NULL", port=port):
-            found[name][str(reply).removeprefix("stub-")] += 1
+        names = dict(self._query(f"SELECT j.id, {_NAME} FROM jobs j", port=port))
+        with closing(self._archive(port)) as archive, archive.transaction() as connection:
+            rows = connection.execute(replies.select().where(RECORDED)).mappings().all()
+            for row in archive._shown(connection, REPLY, rows):
+                found[names[row["optimization_id"]]][str(row["response"]["id"]).removeprefix("stub-")] += 1
         return found
 
     def _read(self) -> None:

@@ -21,8 +21,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ratchet.algorithms.demos import MAX_DEMOS, demo_sets, spread
-from ratchet.algorithms.miprov2 import Space, propose
+from ratchet.algorithms.miprov2 import propose
 from ratchet.algorithms.scoreboard import BOOTSTRAP_SHARE, Scoreboard, gather
+from ratchet.algorithms.space import Space
 from ratchet.bootstrap import open_archive
 from ratchet.core.algorithm import Algorithm, evaluate
 from ratchet.core.errors import BudgetSpent

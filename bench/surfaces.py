@@ -42,8 +42,9 @@ from bench.sheet import Bar, conclude, say, size_of, table
 from ratchet.algorithms.capo import Recombining, evolve
 from ratchet.algorithms.deep_kernel import Fit
 from ratchet.algorithms.demos import spread
-from ratchet.algorithms.miprov2 import Plan, Space, search, turned
+from ratchet.algorithms.miprov2 import Plan, search, turned
 from ratchet.algorithms.scoreboard import Scoreboard
+from ratchet.algorithms.space import Space
 from ratchet.algorithms.surrogate import Model, hashed_ngrams, hyperband
 from ratchet.core.algorithm import Algorithm, Steps
 from ratchet.core.errors import BudgetSpent

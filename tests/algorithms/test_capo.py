@@ -9,8 +9,8 @@ import pytest
 
 from ratchet.algorithms.capo import LENGTH_PENALTY, Racing, Recombining, Rewriting, capo, evolve, length
 from ratchet.algorithms.demos import Pools, labelled_pool
-from ratchet.algorithms.miprov2 import Space
 from ratchet.algorithms.scoreboard import Scoreboard
+from ratchet.algorithms.space import Space
 from ratchet.core.algorithm import Algorithm
 from ratchet.core.problem import Candidate, Problem
 from ratchet.testing import SyntheticProblem

@@ -11,7 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ratchet.algorithms.miprov2 import SHOWN, TIPS, Space, miprov2, posterior
+from ratchet.algorithms.effects import posterior
+from ratchet.algorithms.miprov2 import SHOWN, TIPS, miprov2
+from ratchet.algorithms.space import Space
 from ratchet.core.algorithm import Algorithm, Evaluate, Generate
 from ratchet.core.errors import BudgetSpent
 from ratchet.core.evaluation import Evaluations

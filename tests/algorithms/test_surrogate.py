@@ -15,8 +15,9 @@ import torch
 
 from ratchet.algorithms import deep_kernel
 from ratchet.algorithms.demos import labelled_pool
-from ratchet.algorithms.miprov2 import Space, told
+from ratchet.algorithms.effects import told
 from ratchet.algorithms.scoreboard import Scoreboard
+from ratchet.algorithms.space import Space
 from ratchet.algorithms.surrogate import (
     WIDTH,
     Model,

@@ -26,7 +26,7 @@ from typing import Protocol
 
 from ratchet.algorithms.demos import MAX_CHARACTERS, MAX_DEMOS, Pools, demo_sets, even, labelled_demo, spread
 from ratchet.algorithms.instruction import accepted, is_usable, job_prompt, read_instruction
-from ratchet.algorithms.miprov2 import TIPS, Combination, Space
+from ratchet.algorithms.miprov2 import TIPS
 from ratchet.algorithms.scoreboard import (
     BOOTSTRAP_SHARE,
     LEADERS,
@@ -36,6 +36,7 @@ from ratchet.algorithms.scoreboard import (
     validate_leaders,
     with_demo_set,
 )
+from ratchet.algorithms.space import Combination, Space
 from ratchet.core.algorithm import Algorithm, Steps
 from ratchet.core.errors import BudgetSpent
 from ratchet.core.problem import Candidate, Example, Fields, PredictorState, Problem, canonical

@@ -27,16 +27,14 @@ References:
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
-from itertools import product
-from math import prod
+from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ratchet.algorithms.demos import MAX_DEMOS, DemoSet, demo_sets, even, labelled_demo, spread
+from ratchet.algorithms.effects import posterior
 from ratchet.algorithms.instruction import accepted, job_prompt, read_instruction, shortened
 from ratchet.algorithms.scoreboard import (
     BOOTSTRAP_SHARE,
@@ -49,9 +47,10 @@ from ratchet.algorithms.scoreboard import (
     rungs,
     validate_leaders,
 )
+from ratchet.algorithms.space import POOL, Combination, Space
 from ratchet.core.algorithm import Algorithm, Steps
 from ratchet.core.errors import BudgetSpent
-from ratchet.core.problem import Candidate, Example, Fields, PredictorSpec, Problem, canonical
+from ratchet.core.problem import Candidate, Example, Fields, PredictorSpec, Problem
 
 TIPS = (
     "Say what each possible answer means and how to tell it from the others.",
@@ -67,35 +66,12 @@ SHOWN = 8
 """Examples of right answers shown to the reflection LM."""
 
 MAX_SETS = 16
-POOL = 256
-"""Combinations that the model chooses among; where there are more, some of them."""
-
-Choice = tuple[str, str]
-"""What is chosen: ("instructions" or "demos", predictor)."""
-Combination = tuple[int, ...]
-"""The option of each choice."""
-Array = NDArray[np.float64]
-
 CAUTION = 1.5
 """Standard deviations that the bound by which trials are chosen lies above the mean."""
 SEED_RUNS = 3
 """The seed is run on all of validation where the budget is so many times that."""
-ROW_SHARE = 0.4
-SHARES = ((ROW_SHARE, 0.1, 0.4), (ROW_SHARE, 0.1, 0.1), (ROW_SHARE, 0.3, 0.1))
-"""Shares of a score's variance that are the example's (easy for all or hard for all), that are what an instruction
-does to an example, and what demos do to it; the rest is the score's own. On TREC 0.39, 0.00 and 0.46 were measured."""
-CONSTANT = 0.25
-"""Variance of the constant that all candidates share, in that of a score."""
-SPREADS = (0.1, 0.2, 0.4)
-SHAPES = ((0.65, 0.65, 0.4), (0.4, 0.8, 0.45), (0.8, 0.4, 0.45))
-"""Standard deviations, in those of a score, that effects may have: one of SPREADS times one of SHAPES, the latter for
-instructions, demos and the two together. How well each explains the scores says how much it is believed. More of them,
-and other values of ROW_SHARE, find no more in simulation."""
-
 TURNS = 24
-"""Looks at the model in a search, at most."""
-LEAST_WEIGHT = 0.01
-"""A model that is so much less likely than the likeliest is not heard."""
+"""About how often a search looks at the model."""
 
 
 def miprov2(problem: Problem, *, rng: random.Random, max_demos: int = MAX_DEMOS) -> Algorithm:
@@ -227,92 +203,6 @@ def proposal_prompt(problem: Problem, spec: PredictorSpec, *, summary: str, demo
 # Step 3: search the combinations
 
 
-@dataclass(frozen=True, slots=True)
-class Space:
-    """The options of each choice; option 0 leaves the seed as it is."""
-
-    seed: Candidate
-    instructions: Mapping[str, Sequence[str]]
-    demos: Mapping[str, Sequence[Sequence[Fields]]]
-    made: dict[Combination, Candidate] = field(default_factory=dict)
-    """The candidates asked for so far."""
-    maker: str = "miprov2"
-    """The algorithm that chooses; named in the candidates' origins."""
-
-    @classmethod
-    def of(
-        cls,
-        seed: Candidate,
-        instructions: Mapping[str, Sequence[str]],
-        sets: Sequence[DemoSet],
-        *,
-        maker: str = "miprov2",
-    ) -> Space:
-        """The space of ``instructions`` and the different demos in ``sets``."""
-        demos = {}
-        for name, state in seed.predictors.items():
-            options = [state.demos, *(tuple(demos[name]) for demos in sets if demos.get(name))]
-            demos[name] = list({canonical(option): option for option in options}.values())
-        return cls(seed, instructions, demos, maker=maker)
-
-    @property
-    def sizes(self) -> dict[Choice, int]:
-        """How many options each choice has."""
-        return {
-            **{("instructions", name): len(options) for name, options in self.instructions.items()},
-            **{("demos", name): len(options) for name, options in self.demos.items()},
-        }
-
-    def candidate(self, chosen: Combination) -> Candidate:
-        """The seed with the chosen options."""
-        if chosen in self.made:
-            return self.made[chosen]
-        options = dict(zip(self.sizes, chosen, strict=True))
-        changed = {
-            name: replace(
-                state,
-                instructions=self.instructions[name][options["instructions", name]],
-                demos=tuple(self.demos[name][options["demos", name]]),
-            )
-            for name, state in self.seed.predictors.items()
-        }
-        said = ", ".join(f"{what} {index} of {name}" for (what, name), index in options.items() if index)
-        child = self.seed.with_predictors(changed, origin=f"{self.maker}: {said}")
-        return self.made.setdefault(chosen, self.seed if child == self.seed else child)
-
-    def draw(self, count: int, *, rng: random.Random, but: Sequence[Combination] = ()) -> list[Combination]:
-        """Up to ``count`` random combinations, neither the seed nor any of ``but``; at first every option occurs."""
-        sizes = list(self.sizes.values())
-        decks = [rng.sample(range(size), size) for size in sizes]
-        left = dict.fromkeys(tuple(deck[turn % len(deck)] for deck in decks) for turn in range(max(sizes)))
-        left |= dict.fromkeys(self.some(rng))
-        for known in (self.unchanged, *but):
-            left.pop(known, None)
-        return list(left)[:count]
-
-    def some(self, rng: random.Random, *, near: Sequence[Combination] = ()) -> list[Combination]:
-        """All combinations in random order; where they are more than ``POOL``, the neighbours of ``near``, which differ
-        in one choice, and random others."""
-        sizes = list(self.sizes.values())
-        if prod(sizes) <= POOL:
-            return rng.sample(every := list(product(*map(range, sizes))), len(every))
-        return [*self.neighbours(near), *(tuple(rng.randrange(size) for size in sizes) for _ in range(POOL))]
-
-    def neighbours(self, near: Sequence[Combination]) -> list[Combination]:
-        """The combinations that differ from one of ``near`` in one choice at most."""
-        return [
-            (*each[:place], option, *each[place + 1 :])
-            for each in near
-            for place, size in enumerate(self.sizes.values())
-            for option in range(size)
-        ]
-
-    @property
-    def unchanged(self) -> Combination:
-        """The seed."""
-        return (0,) * len(self.sizes)
-
-
 class Turned:
     """The examples in another order for each candidate, so that what has options in common meets different examples.
 
@@ -411,7 +301,7 @@ def promising(
     return chosen
 
 
-# The model
+# What is believed
 
 
 @dataclass(frozen=True, slots=True)
@@ -440,108 +330,3 @@ def believed(board: Scoreboard, space: Space, *, rng: random.Random) -> list[Bel
     bound = np.round(gain + CAUTION * sd, 9)
     beliefs = [Belief(each, float(gain[at]), float(bound[at])) for at, each in enumerate(pool)]
     return sorted(beliefs, key=lambda each: (-each.gain, each.combination))
-
-
-def posterior(
-    pool: Sequence[Combination], known: Mapping[Combination, Mapping[Example, float]], *, kinds: Sequence[str]
-) -> tuple[Array, Array]:
-    """Posterior mean and standard deviation of each combination's mean score, up to a constant.
-
-    The score of combination k on example j is m_k + e_kj. m_k is the sum of a constant, an effect of each of k's
-    options and one of k alone; e_kj the sum of what is the example's, what k's options do to the example, and noise.
-    All are normal. Let C be the covariance of m, S the rows of C that belong to the known ones, and P and h what the
-    scores tell of m (see ``told``). Then
-
-        mean = S' (I + P C)^-1 h,   covariance = C - S' (I + P C)^-1 P S
-
-    Each of the prior's spreads and shares counts by its likelihood.
-
-    Args:
-        pool: The combinations.
-        known: Scores per combination and example; the combinations are in ``pool``.
-        kinds: Whether each choice is of "instructions" or of "demos".
-
-    Returns:
-        Mean and standard deviation. Shape (len(pool),) each.
-
-    References:
-        Henderson 1975 (best linear unbiased prediction), without the inverse of C.
-    """
-    if not any(known.values()):
-        return np.zeros(len(pool)), np.ones(len(pool))
-    options = np.array(pool)
-    at = [pool.index(each) for each in known]
-    same = options[:, None, :] == options[None, at, :]
-    alike = np.stack(
-        [
-            same[:, :, [each == "instructions" for each in kinds]].mean(axis=2),
-            same[:, :, [each == "demos" for each in kinds]].mean(axis=2),
-            same.all(axis=2),
-        ]
-    )  # (kinds of effects, pool, known)
-    priors = np.array([(spread, *shape) for spread, shape in product(SPREADS, SHAPES)])
-    models = []
-    for shares in SHARES:
-        p, h, variance, fit = told(list(known.values()), alike[:, at], shares=shares)
-        effects = variance * (priors[:, :1] * priors[:, 1:]) ** 2  # (priors, kinds of effects)
-        c = CONSTANT * variance + np.tensordot(effects, alike[:, at], axes=1)  # (priors, known, known)
-        grown = np.eye(len(at)) + p @ c
-        solved = np.linalg.solve(grown, np.broadcast_to(np.column_stack([h, p]), (len(priors), len(at), 1 + len(at))))
-        evidence = fit + ((c @ solved[:, :, :1])[:, :, 0] @ h - np.linalg.slogdet(grown)[1]) / 2
-        models += [(*each, variance) for each in zip(evidence, effects, solved, strict=True)]
-    best = max(evidence for evidence, *_ in models)
-    mean, square, weights = np.zeros(len(pool)), np.zeros(len(pool)), 0.0
-    for evidence, effects, solved, variance in models:
-        if (weight := float(np.exp(evidence - best))) < LEAST_WEIGHT:
-            continue
-        s = CONSTANT * variance + np.tensordot(effects, alike, axes=1)  # (pool, known)
-        own = s @ solved[:, 0]
-        mean += weight * own
-        square += weight * (CONSTANT * variance + effects.sum() - ((s @ solved[:, 1:]) * s).sum(axis=1) + own**2)
-        weights += weight
-    mean /= weights
-    return mean, np.sqrt(np.maximum(square / weights - mean**2, 0.0))
-
-
-def told(
-    scores: Sequence[Mapping[Example, float]], alike: Array, *, shares: tuple[float, float, float]
-) -> tuple[Array, Array, float, float]:
-    """What scores tell of the mean scores m of those who have them: precision P, and h = P times the best estimate.
-
-    Given m, examples are independent of each other. On example j the scores y_j of those who were run on it, picked by
-    N_j, have the mean N_j m and the covariance R_j: of any two the example's variance, and that of what the options
-    they have in common do to the example. So the likelihood of m is, up to a factor, exp(h' m - m' P m / 2), where
-
-        P = sum_j N_j' R_j^-1 N_j,   h = sum_j N_j' R_j^-1 y_j
-
-    Args:
-        scores: Score per example, of each candidate; there is one at least. Scores are taken from their mean.
-        alike: How alike any two are in instructions, in demos, and in all. Shape (3, len(scores), len(scores)).
-        shares: Of the variance that is the example's, the instructions' and the demos'.
-
-    Returns:
-        P, shape (len(scores), len(scores)); h, shape (len(scores),); the variance of the scores; and the logarithm of
-        the likelihood's factor.
-    """
-    examples = {example: at for at, example in enumerate(dict.fromkeys(each for rows in scores for each in rows))}
-    table = np.full((len(scores), len(examples)), np.nan)
-    for row, found in enumerate(scores):
-        for example, score in found.items():
-            table[row, examples[example]] = score
-    there = ~np.isnan(table)
-    y = np.where(there, table - np.nanmean(table), 0.0)
-    variance = max(float((y**2).sum() / there.sum()), 1e-6)
-    by_row, by_instructions, by_demos = shares
-    r = by_row + by_instructions * alike[0] + by_demos * alike[1] + (1 - sum(shares)) * alike[2]
-    p, h, fit = np.zeros((len(scores), len(scores))), np.zeros(len(scores)), 0.0
-    patterns, which = np.unique(there, axis=1, return_inverse=True)
-    for number, pattern in enumerate(patterns.T):
-        ran = np.flatnonzero(pattern)
-        rows = y[np.ix_(ran, np.flatnonzero(which.ravel() == number))]
-        r_j = variance * r[np.ix_(ran, ran)]
-        inverse = np.linalg.inv(r_j)
-        p[np.ix_(ran, ran)] += rows.shape[1] * inverse
-        told_of = inverse @ rows
-        h[ran] += told_of.sum(axis=1)
-        fit -= (rows.shape[1] * np.linalg.slogdet(r_j)[1] + (rows * told_of).sum()) / 2
-    return p, h, variance, fit

@@ -37,7 +37,8 @@ from numpy.typing import NDArray
 
 from ratchet.algorithms import deep_kernel
 from ratchet.algorithms.demos import MAX_DEMOS, demo_sets, spread
-from ratchet.algorithms.miprov2 import ROW_SHARE, Combination, Plan, Space, propose, told
+from ratchet.algorithms.effects import ROW_SHARE, told
+from ratchet.algorithms.miprov2 import Plan, propose
 from ratchet.algorithms.scoreboard import (
     BOOTSTRAP_SHARE,
     FIRST_ROWS,
@@ -49,6 +50,7 @@ from ratchet.algorithms.scoreboard import (
     gather,
     validate_leaders,
 )
+from ratchet.algorithms.space import Combination, Space
 from ratchet.core.algorithm import Algorithm, Steps
 from ratchet.core.errors import BadRequest, BudgetSpent
 from ratchet.core.problem import Candidate, Example, Problem, canonical

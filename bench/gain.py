@@ -22,7 +22,7 @@ from typing import Any
 
 from bench.tasks import TASKS, Task
 from ratchet.core.statistics import compare_paired
-from ratchet.run import known_algorithms
+from ratchet.prepare import known_algorithms
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "gain"

@@ -51,13 +51,14 @@ class Work:
 
 def main_of_child(text: str) -> None:
     """Do what ``text`` says, and print the id and the megabytes it took."""
+    from ratchet.begin import new_run, resumed_run
     from ratchet.bootstrap import open_archive
     from ratchet.core.problem import Example
     from ratchet.engine.optimize import Optimizer
     from ratchet.options import Options
+    from ratchet.prepare import Given
     from ratchet.programs import loop
     from ratchet.programs.datasets import Splits
-    from ratchet.run import Given, new_run, resumed_run
     from ratchet.settings import Settings, quiet_libraries
 
     quiet_libraries()

@@ -18,7 +18,7 @@ from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 
-from ratchet.run import known_algorithms
+from ratchet.prepare import known_algorithms
 from ratchet.testing.runs import HOPELESS, hopeless_run
 
 

@@ -34,14 +34,16 @@ import dspy
 
 from bench.sheet import Bar, Spread, conclude, say, size_of, table
 from bench.stub import StubProcess
+from ratchet.begin import new_run
 from ratchet.bootstrap import open_archive
 from ratchet.core.problem import Example
 from ratchet.engine.optimize import Optimizer
 from ratchet.options import Options
+from ratchet.prepare import Given, prepare
 from ratchet.programs import loop
 from ratchet.programs.datasets import Splits
 from ratchet.programs.dspy_program import plain
-from ratchet.run import Given, Run, new_run, prepare
+from ratchet.run import Run
 from ratchet.settings import Settings, quiet_libraries
 from ratchet.storage.memory import MemoryNotebook
 from ratchet.testing.lm_server import SIGNATURE, rows

@@ -9,7 +9,7 @@ import pytest
 import typer
 
 from ratchet.cli.app import app
-from ratchet.run import known_algorithms
+from ratchet.prepare import known_algorithms
 from ratchet.settings import Settings
 
 DOCS = Path(__file__).parents[1] / "docs"

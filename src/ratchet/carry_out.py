@@ -9,8 +9,9 @@ from ratchet.core.errors import Cancelled
 from ratchet.core.problem import content_hash
 from ratchet.core.result import OptimizationResult
 from ratchet.engine.certificate import load_or_make_key
+from ratchet.prepare import identities
 from ratchet.publish import publish
-from ratchet.run import Run, identities
+from ratchet.run import Run
 from ratchet.settings import Settings
 from ratchet.tracking import Tracker
 

@@ -17,6 +17,7 @@ from datetime import UTC, datetime
 from itertools import combinations, count
 from typing import Any
 
+from ratchet.begin import new_run, resumed_run
 from ratchet.core.errors import BadRequest, Cancelled, RatchetError, UnknownName, UserError, WorldFailure
 from ratchet.core.evaluation import Evaluation, Evaluations
 from ratchet.core.problem import Candidate, Example, content_hash
@@ -27,9 +28,10 @@ from ratchet.engine.report import Measure
 from ratchet.engine.runner import Runner
 from ratchet.guard import guarded
 from ratchet.options import Options
+from ratchet.prepare import Given, Prepared, identities, prepare
 from ratchet.programs import loop
 from ratchet.publish import side
-from ratchet.run import Given, Prepared, Run, identities, new_run, prepare, resumed_run
+from ratchet.run import Run
 from ratchet.settings import Settings
 from ratchet.storage.sql import SqlArchive
 

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 from ratchet.admission import check_again, check_options, check_target, within_share
 from ratchet.analytics.performance import Figures, Window, figures
 from ratchet.batch import Batch
+from ratchet.begin import new_run, tried_run
 from ratchet.catalogue import BUILT_IN, any_search, check_name, listed
 from ratchet.check import check
 from ratchet.core.access import Actor
@@ -21,12 +22,12 @@ from ratchet.engine.archive import Event
 from ratchet.guard import clean_rows, cleaner_for, policy_for, to_store
 from ratchet.listeners import Listeners
 from ratchet.options import Options
+from ratchet.prepare import Given
 from ratchet.privacy.policy import Policy
 from ratchet.programs.datasets import Splits, read_rows
 from ratchet.programs.journal import Fork
 from ratchet.programs.remote_algorithm import Address, AllowedHosts
 from ratchet.programs.targets import resolve_target
-from ratchet.run import Given, new_run, tried_run
 from ratchet.settings import Settings
 from ratchet.storage.algorithms import Algorithms, Registered, addresses
 from ratchet.storage.audit import Audit, state_hash

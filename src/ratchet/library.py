@@ -11,6 +11,7 @@ from typing import Any
 
 import dspy
 
+from ratchet.begin import new_run
 from ratchet.bootstrap import open_archive
 from ratchet.carry_out import carry_out
 from ratchet.catalogue import a_search
@@ -21,10 +22,11 @@ from ratchet.core.problem import Example
 from ratchet.core.result import OptimizationResult
 from ratchet.engine.archive import Event
 from ratchet.options import Options
+from ratchet.prepare import Given, examples_for
 from ratchet.programs.datasets import Row, assemble, read_rows
 from ratchet.programs.dspy_program import plain
 from ratchet.publish import check_folder, final_program
-from ratchet.run import Given, Run, examples_for, new_run
+from ratchet.run import Run
 from ratchet.settings import Settings
 
 Data = str | Path | Iterable[dspy.Example | Mapping[str, Any]]

@@ -20,11 +20,12 @@ from ratchet.engine.report import Side
 from ratchet.engine.runner import Runner
 from ratchet.guard import clean_rows, guarded
 from ratchet.options import Options
+from ratchet.prepare import Given, examples_for, identities, prepare
 from ratchet.programs import loop
 from ratchet.programs.datasets import Splits, read_rows, without_duplicates
 from ratchet.programs.targets import resolve_target
 from ratchet.publish import side
-from ratchet.run import Given, Run, examples_for, identities, prepare
+from ratchet.run import Run
 from ratchet.settings import Settings
 from ratchet.storage.memory import MemoryNotebook
 from ratchet.storage.sql import SqlArchive

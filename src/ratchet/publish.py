@@ -22,8 +22,9 @@ from ratchet.core.statistics import Comparison, compare_paired, mean_interval, r
 from ratchet.engine import certificate, drawing, report
 from ratchet.engine.archive import Archive, Notebook
 from ratchet.options import Options
+from ratchet.prepare import identities
 from ratchet.programs.targets import save_program
-from ratchet.run import Run, identities
+from ratchet.run import Run
 
 RESULT, PROGRAM, CERTIFICATE, REPORT = "result.json", "program.json", "certificate.json", "report.html"
 UNPROVEN = "unproven-program.json"

@@ -26,6 +26,7 @@ from dbos._serialization import DBOSPortableJSON
 from filelock import FileLock
 
 from ratchet.batch import Batch
+from ratchet.begin import resumed_run
 from ratchet.carry_out import carry_out
 from ratchet.core.access import Actor
 from ratchet.core.errors import Cancelled, InUse, RatchetError, StorageUnavailable, where
@@ -33,8 +34,9 @@ from ratchet.core.result import OptimizationResult, Status
 from ratchet.courier import Courier
 from ratchet.engine.archive import Event
 from ratchet.engine.certificate import load_or_make_key
+from ratchet.prepare import Given
 from ratchet.publish import publish
-from ratchet.run import Given, Run, resumed_run
+from ratchet.run import Run
 from ratchet.settings import Settings
 from ratchet.storage.cycles import Schedule
 from ratchet.storage.erasure import Eraser, Retention

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from ratchet.algorithms import NATIVE
-from ratchet.run import known_algorithms
+from ratchet.prepare import known_algorithms
 from ratchet.testing.lm_server import StubServer
 from ratchet.testing.runs import Outcome, again, begin, carry_out, identity, optimize, recorded, reserved, status, work
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from ratchet.core.errors import LmUnavailable
-from ratchet.run import known_algorithms
+from ratchet.prepare import known_algorithms
 from ratchet.testing.lm_server import StubServer
 from ratchet.testing.runs import Outcome, optimize
 

@@ -7,14 +7,15 @@ from pathlib import Path
 import dspy
 import pytest
 
+from ratchet.begin import new_run
 from ratchet.bootstrap import open_archive
 from ratchet.demo import DATA
 from ratchet.demo.program import program
 from ratchet.engine.certificate import load_or_make_key
 from ratchet.options import Options
+from ratchet.prepare import Given
 from ratchet.programs.lm import DEFAULT_LOCAL, LOCAL_MODELS, pull
 from ratchet.publish import publish, verify
-from ratchet.run import Given, new_run
 from ratchet.settings import Settings
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from ratchet.algorithms import NATIVE
+from ratchet.prepare import known_algorithms
 from ratchet.programs.teleprompter import TELEPROMPTERS
-from ratchet.run import known_algorithms
 from ratchet.testing.runs import HOPELESS, hopeless_run, hopeless_search
 
 

@@ -32,7 +32,7 @@ from ratchet.core.algorithm import Algorithm
 from ratchet.core.errors import BadRequest
 from ratchet.core.problem import Problem
 from ratchet.options import Options
-from ratchet.run import Given, prepare
+from ratchet.prepare import Given, prepare
 from ratchet.settings import Settings
 from ratchet.testing import SyntheticProblem
 

@@ -11,11 +11,13 @@ from dspy.lm15 import TextPart as Text
 from dspy.lm15 import ToolCallPart as Calling
 from dspy.lm15 import ToolResultPart as Told
 
+from ratchet.begin import new_run, resumed_run
 from ratchet.core.errors import BadData
 from ratchet.options import Options
+from ratchet.prepare import Given
 from ratchet.programs.line import Line
 from ratchet.programs.outgoing import outgoing
-from ratchet.run import Given, Run, new_run, resumed_run
+from ratchet.run import Run
 from ratchet.settings import Settings
 from ratchet.testing.lm import Asked, ScriptedLM, fields
 from ratchet.testing.runs import carry_out, database

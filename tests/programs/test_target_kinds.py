@@ -20,15 +20,17 @@ import pydantic
 import pytest
 
 import ratchet
+from ratchet.begin import new_run
 from ratchet.core.errors import BadRequest
 from ratchet.core.problem import Example
 from ratchet.core.result import OptimizationResult
 from ratchet.options import Options
+from ratchet.prepare import Given
 from ratchet.programs.datasets import Splits
 from ratchet.programs.dspy_program import input_names, output_names, state_of
 from ratchet.programs.targets import save_program
 from ratchet.programs.tools import MARK
-from ratchet.run import Given, Run, new_run
+from ratchet.run import Run
 from ratchet.settings import Settings
 from ratchet.testing.a2a import served
 from ratchet.testing.agent import TEXT, AgentServer

@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
+from ratchet.begin import resumed_run
 from ratchet.core.errors import BadRequest, Missing
 from ratchet.desk import Desk
 from ratchet.options import Options
-from ratchet.run import Given, resumed_run
+from ratchet.prepare import Given
 from ratchet.storage.privacy import PseudonymKeys, how_cleaned, keys
 from ratchet.testing.lm_server import LABELS, SIGNATURE
 from ratchet.testing.service import House, actor

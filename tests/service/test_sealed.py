@@ -6,7 +6,8 @@ import logging
 
 import sqlalchemy as sa
 
-from ratchet.run import Given, resumed_run
+from ratchet.begin import resumed_run
+from ratchet.prepare import Given
 from ratchet.service.serve import without_message
 from ratchet.testing.service import House, actor
 from ratchet.testing.vault import SECRET, fill

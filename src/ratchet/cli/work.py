@@ -14,6 +14,7 @@ from typing import Any
 import typer
 from rich.console import Console
 
+from ratchet.begin import new_run, resumed_run
 from ratchet.bootstrap import open_archive
 from ratchet.carry_out import carry_out
 from ratchet.cli import render
@@ -24,8 +25,9 @@ from ratchet.core.result import OptimizationResult
 from ratchet.engine.archive import Archive
 from ratchet.engine.certificate import load_or_make_key
 from ratchet.options import Options
+from ratchet.prepare import Given
 from ratchet.publish import check_folder, measured, publish
-from ratchet.run import Given, Run, new_run, resumed_run
+from ratchet.run import Run
 from ratchet.settings import Settings
 
 

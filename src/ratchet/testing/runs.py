@@ -20,6 +20,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from ratchet.algorithms import NATIVE
+from ratchet.begin import new_run, resumed_run
 from ratchet.core.errors import BudgetSpent, RatchetError
 from ratchet.core.evaluation import Evaluation, Step, Usage
 from ratchet.core.problem import Candidate, Example, FieldSpec, PredictorSpec, PredictorState, content_hash
@@ -27,8 +28,9 @@ from ratchet.core.request import Constraints, OptimizationRequest, Target
 from ratchet.core.result import OptimizationResult
 from ratchet.engine.optimize import Algorithms, Job, Optimizer
 from ratchet.options import Options
+from ratchet.prepare import Given, prepare
 from ratchet.programs.datasets import Splits
-from ratchet.run import Given, Run, new_run, prepare, resumed_run
+from ratchet.run import Run
 from ratchet.settings import Settings
 from ratchet.storage.memory import MemoryNotebook
 from ratchet.storage.sql import SqlArchive, optimizations, replies

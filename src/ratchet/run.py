@@ -20,7 +20,9 @@ from ratchet.core.errors import BadRequest, Cancelled, RatchetError, StorageUnav
 from ratchet.core.problem import Candidate, Problem
 from ratchet.core.result import OptimizationResult, Spend, Status
 from ratchet.engine.archive import Event, Notebook
-from ratchet.engine.optimize import Algorithms, Job, Optimizer, with_spend
+from ratchet.engine.job import Algorithms, Job
+from ratchet.engine.optimize import Optimizer
+from ratchet.engine.verdict import with_spend
 from ratchet.prepare import Prepared
 from ratchet.programs import targets
 from ratchet.programs.dspy_program import DspyProgram, output_names

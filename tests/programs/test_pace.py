@@ -20,20 +20,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ratchet.core.errors import BadRequest, LmUnavailable
-from ratchet.programs.pace import (
-    LONGEST_QUIET,
-    SPREAD,
-    THROTTLED,
-    TIMED_OUT,
-    Breaker,
-    Bucket,
-    Gate,
-    Pace,
-    Paces,
-    RoundRobin,
-    Terms,
-    Window,
-)
+from ratchet.programs.flow import LONGEST_QUIET, SPREAD, THROTTLED, TIMED_OUT, Breaker, Bucket, Gate, RoundRobin, Window
+from ratchet.programs.pace import Pace, Paces, Terms
 
 R = TypeVar("R")
 

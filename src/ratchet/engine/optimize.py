@@ -6,125 +6,28 @@ import asyncio
 import math
 import random
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from importlib import import_module
-from typing import Any, Protocol
+from typing import Any
 
-from ratchet.core.algorithm import Evaluate, Search, Tell, Together
+from ratchet.core.algorithm import Evaluate, Tell, Together
 from ratchet.core.errors import BadMetric, BudgetSpent, UserError
 from ratchet.core.evaluation import Evaluations
 from ratchet.core.lesson import Bought, Progress
 from ratchet.core.objectives import weighted_gain
-from ratchet.core.problem import Budget, Candidate, Example, PredictorSpec, Problem, canonical
+from ratchet.core.problem import Budget, Candidate, Example, Problem, canonical
 from ratchet.core.request import OptimizationRequest
-from ratchet.core.result import Ancestor, Details, Front, OptimizationResult, Performance, Spend, Status, performance
-from ratchet.core.statistics import Comparison, compare_paired, relative_change
+from ratchet.core.result import Details, Front, OptimizationResult, Performance, Status, performance
 from ratchet.engine.aim import Standing, standings
-from ratchet.engine.archive import Event, Notebook
+from ratchet.engine.archive import Event
 from ratchet.engine.front import front_of
 from ratchet.engine.hygiene import Guard
-from ratchet.engine.plan import Plan, Preflight, look_ahead, make_plan
+from ratchet.engine.job import Job
+from ratchet.engine.plan import PROBE, Plan, Preflight, look_ahead, make_plan, probe_size
 from ratchet.engine.polish import Polish, kept_calls
-from ratchet.engine.runner import Ledger, Program, Runner
-
-PROBE = 4
-"""Examples run first, at least, to learn how many calls one run takes."""
-CALLS_PER_PROBE = 25
-"""Calls of the budget for each example of a larger probe."""
-
-
-class StagedLedger(Ledger, Protocol):
-    """The gateway, as the engine needs it."""
-
-    @property
-    def calls(self) -> int:
-        """Calls sent so far, over all processes."""
-
-    @property
-    def sends_per_reply(self) -> float:
-        """Calls this process had to send for one reply; 1 without retries."""
-
-    def begin_stage(
-        self,
-        stage: str,
-        *,
-        allowance: int | None = None,
-        keep_calls: int = 0,
-        keep_usd: float = 0.0,
-        keep_seconds: float = 0.0,
-    ) -> None:
-        """Begin a stage with an allowance of calls, leaving some for later stages."""
-
-
-class OpaqueSearch(Protocol):
-    """An algorithm that owns its loop; it runs in a thread and gives back its finalists."""
-
-    def __call__(
-        self, problem: Problem, *, seed: int, on_candidate: Callable[[Candidate, float], None]
-    ) -> Sequence[Candidate]: ...
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Algorithms:
-    """The algorithms of one optimization, by name and in order; each either a generator or one that owns its loop.
-
-    Attributes:
-        native: Generators.
-        opaque: Those that own their loop.
-        aside: Names of generators that are not Ratchet's own: they may block, and so take their turns in a thread.
-    """
-
-    native: Mapping[str, Search]
-    opaque: Mapping[str, OpaqueSearch]
-    aside: frozenset[str] = frozenset()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Job:
-    """All that one optimization works with; built once, in ``ratchet.run``.
-
-    Attributes:
-        id: The optimization's id.
-        request: What was asked for.
-        program: Runs candidates.
-        seed: The program's own state.
-        predictors: Its predictors.
-        description: Its source or purpose.
-        train: Examples to learn from.
-        validation: Examples to choose by.
-        test: The sealed test; only ``_prove`` opens it.
-        write: Asks the reflection LM.
-        ledger: The budget.
-        notebook: Where everything is kept.
-        algorithms: What the names in the request stand for.
-        concurrency: Rows under way at once.
-        emit: Told of every event.
-        notes: What the data's preparation had to say.
-        lm: Name of the task LM.
-        minimise: Whether what is of no use in the chosen prompts is left out.
-        max_prompt_tokens: The longest prompt there may be; None for any.
-    """
-
-    id: str
-    request: OptimizationRequest
-    program: Program
-    seed: Candidate
-    predictors: tuple[PredictorSpec, ...]
-    description: str
-    train: tuple[Example, ...]
-    validation: tuple[Example, ...]
-    test: tuple[Example, ...]
-    write: Callable[[str, float, int], Any]
-    ledger: StagedLedger
-    notebook: Notebook
-    algorithms: Algorithms
-    concurrency: int
-    emit: Callable[[Event], None]
-    notes: tuple[str, ...] = ()
-    lm: str = ""
-    minimise: bool = True
-    max_prompt_tokens: int | None = None
+from ratchet.engine.runner import Runner
+from ratchet.engine.verdict import judged, lineage, proven
 
 
 class Optimizer:
@@ -512,36 +415,10 @@ class Optimizer:
     # --- the outcome -------------------------------------------------------------------------------------------------
 
     def _decide(self, chosen: Candidate, before: Evaluations, after: Evaluations) -> OptimizationResult:
-        request = self.job.request
-        comparison = compare_paired(before.scores, after.scores, seed=request.seed)
-        change = relative_change(before.mean, after.mean)
-        threshold = request.constraints.min_improvement_threshold
-        proven = comparison.p_value < 0.05 and comparison.interval[0] > 0
-        enough = change is None or change / 100 >= threshold
         self.notes += [f"on the sealed test, {each}" for each in self._standings(after)]
-        low, high = comparison.interval
-        figures = (
-            f"{comparison.effect:+.3f} [{low:+.3f}, {high:+.3f}], p = {comparison.p_value:.2g}, n = {comparison.n}"
-        )
-        if proven and enough:
-            result = self._result("improved", f"proven gain on the sealed test: {figures}", winner=chosen)
-        elif proven:
-            reason = f"the gain is proven but smaller than the {threshold:.0%} asked for: {figures}"
-            result = self._result("no_proven_gain", reason, winner=chosen)
-        else:
-            result = self._result("no_proven_gain", f"no proven gain on the sealed test: {figures}", winner=chosen)
-        return replace(
-            result,
-            baseline_performance=performance(before, success_at=request.success_at, split="test"),
-            optimized_performance=performance(after, success_at=request.success_at, split="test"),
-            improvement_percentage=change,
-            statistical_significance=comparison.p_value,
-            comparison=comparison,
-            cost_comparison=_compare_costs(before, after, seed=request.seed),
-            latency_comparison=compare_paired(
-                [row.usage.latency_ms for row in before], [row.usage.latency_ms for row in after], seed=request.seed
-            ),
-        )
+        verdict = judged(before, after, self.job.request)
+        result = self._result(verdict.status, verdict.reason, winner=chosen)
+        return proven(result, verdict, before, after, self.job.request)
 
     def _declined(self, reason: str) -> OptimizationResult:
         return self._result("declined", f"declined: {reason}")
@@ -565,11 +442,15 @@ class Optimizer:
                 algorithm_used=self.made_by.get(winner.key) if winner else None,
                 iterations=len(stored),
                 key_improvements=tuple(str(each) for each in self.bought) if winner else (),
-                lineage=self._lineage(winner, stored) if winner else (),
+                lineage=lineage(winner, stored, validation=self._validation_mean) if winner else (),
                 preflight=self.preflight.to_json() if self.preflight else {},
                 notes=tuple(self.notes),
             ),
         )
+
+    def _validation_mean(self, candidate: Candidate) -> float | None:
+        known = self.runner.known(candidate, self.validation)
+        return known.mean if known else None
 
     def _front(self, chosen: Candidate) -> Front:
         """The front over all candidates that were validated in full; of equals the chosen one, or the baseline."""
@@ -577,46 +458,10 @@ class Optimizer:
         preferred = dict.fromkeys(each for each in (chosen, self.job.seed, *known) if each in known)
         return front_of({each: known[each] for each in preferred}, baseline=self.job.seed, request=self.job.request)
 
-    def _lineage(self, winner: Candidate, stored: Mapping[str, Candidate]) -> tuple[Ancestor, ...]:
-        """From the seed to the winner, each with its validation mean where it was measured in full."""
-        chain: list[Candidate] = []
-        waiting, seen = [winner], set()
-        while waiting:
-            candidate = waiting.pop(0)
-            if candidate.key in seen:
-                continue
-            seen.add(candidate.key)
-            chain.append(candidate)
-            waiting += [stored[parent] for parent in candidate.parents if parent in stored]
-        steps = []
-        for candidate in reversed(chain):
-            known = self.runner.known(candidate, self.validation)
-            steps.append(
-                Ancestor(
-                    candidate=candidate.key,
-                    parents=candidate.parents,
-                    origin=candidate.origin,
-                    validation=known.mean if known else None,
-                )
-            )
-        return tuple(steps)
-
 
 def _gist(event: Event) -> str:
     """What ``event`` tells, without the calls that were counted then: a replay counts those of the future too."""
     return canonical([event.kind, {name: value for name, value in event.payload.items() if name != "calls"}])
-
-
-def probe_size(n_validation: int, slots: int, max_calls: int | None) -> int:
-    """Examples on which calls per run are measured before anything is planned.
-
-    A few; more where they are a small part of the budget and what is left of validation then fills the slots.
-
-    >>> probe_size(100, 64, 1000), probe_size(100, 64, 400), probe_size(40, 1, 400), probe_size(3, 8, None)
-    (36, 16, 4, 3)
-    """
-    over = n_validation % slots
-    return min(n_validation, max(PROBE, over if max_calls is None else min(over, max_calls // CALLS_PER_PROBE)))
 
 
 def utility(evaluations: Evaluations, baseline: Evaluations, request: OptimizationRequest) -> float:
@@ -626,16 +471,3 @@ def utility(evaluations: Evaluations, baseline: Evaluations, request: Optimizati
     measured (an unknown price) counts nothing.
     """
     return weighted_gain(evaluations, baseline, request.objectives, success_at=request.success_at)
-
-
-def _compare_costs(before: Evaluations, after: Evaluations, *, seed: int) -> Comparison | None:
-    costs = [[row.usage.cost_usd for row in rows] for rows in (before, after)]
-    known = [[cost for cost in row if cost is not None] for row in costs]
-    if len(known[0]) < len(before) or len(known[1]) < len(after) or not any((*known[0], *known[1])):
-        return None  # a price is not known, or there is none: a local model costs nothing either way
-    return compare_paired(known[0], known[1], seed=seed)
-
-
-def with_spend(result: OptimizationResult, spend: Spend) -> OptimizationResult:
-    """``result`` with the ledger's figures in it."""
-    return replace(result, optimization_details=replace(result.optimization_details, spend=spend))

@@ -17,6 +17,10 @@ LEAST_VALIDATION, LEAST_TEST = 20, 20
 SLACK_SHARE = 0.02
 DEFAULT_RUNS = 1_000
 """Program runs of a search without a limit on calls."""
+PROBE = 4
+"""Examples run first, at least, to learn how many calls one run takes."""
+CALLS_PER_PROBE = 25
+"""Calls of the budget for each example of a larger probe."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,6 +47,18 @@ class Plan:
     def search_runs(self) -> int:
         """Program runs the search is expected to pay for."""
         return int(self.search_calls / self.calls_per_run)
+
+
+def probe_size(n_validation: int, slots: int, max_calls: int | None) -> int:
+    """Examples on which calls per run are measured before anything is planned.
+
+    A few; more where they are a small part of the budget and what is left of validation then fills the slots.
+
+    >>> probe_size(100, 64, 1000), probe_size(100, 64, 400), probe_size(40, 1, 400), probe_size(3, 8, None)
+    (36, 16, 4, 3)
+    """
+    over = n_validation % slots
+    return min(n_validation, max(PROBE, over if max_calls is None else min(over, max_calls // CALLS_PER_PROBE)))
 
 
 def make_plan(

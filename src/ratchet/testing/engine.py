@@ -23,7 +23,8 @@ from ratchet.core.problem import Candidate, Example, content_hash
 from ratchet.core.request import Constraints, OptimizationRequest, Target
 from ratchet.core.result import OptimizationResult
 from ratchet.engine.archive import Event
-from ratchet.engine.optimize import Algorithms, Job, OpaqueSearch, Optimizer
+from ratchet.engine.job import Algorithms, Job, OpaqueSearch
+from ratchet.engine.optimize import Optimizer
 from ratchet.storage.memory import MemoryNotebook
 from ratchet.testing import SyntheticProblem
 

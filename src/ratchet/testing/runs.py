@@ -26,7 +26,8 @@ from ratchet.core.evaluation import Evaluation, Step, Usage
 from ratchet.core.problem import Candidate, Example, FieldSpec, PredictorSpec, PredictorState, content_hash
 from ratchet.core.request import Constraints, OptimizationRequest, Target
 from ratchet.core.result import OptimizationResult
-from ratchet.engine.optimize import Algorithms, Job, Optimizer
+from ratchet.engine.job import Algorithms, Job
+from ratchet.engine.optimize import Optimizer
 from ratchet.options import Options
 from ratchet.prepare import Given, prepare
 from ratchet.programs.datasets import Splits

@@ -13,20 +13,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ratchet.core.errors import BadMetric, BudgetSpent, UnknownName
+from ratchet.core.errors import BadMetric, BudgetSpent, MetricFailed, UnknownName
 from ratchet.core.problem import Example
+from ratchet.programs.comparisons import FIELD_METRICS, last_number, same
 from ratchet.programs.metrics import (
-    FIELD_METRICS,
     METRICS,
     Metric,
-    MetricFailed,
     MetricResult,
     ascore,
     dspy_example,
     dspy_prediction,
-    last_number,
     resolve_metric,
-    same,
     score,
 )
 

@@ -23,6 +23,7 @@ RatchetError
 │       └── KeyUnavailable       what is stored is encrypted, and its key is not here
 ├── TrailBroken                  the audit trail was changed behind our back
 ├── Tampered                     what is stored was changed or moved behind our back
+├── MetricFailed                 a metric raised or gave no usable number for one prediction: a failure, not a score
 ├── BrokenContract               an algorithm that asked for what the contract does not allow
 │   └── BrokenProtocol           an algorithm behind a URL that lied, hung or sent what cannot be read
 └── BrokenOptimizer              one of DSPy's optimizers raised
@@ -127,6 +128,10 @@ class TrailBroken(RatchetError):
 
 class Tampered(RatchetError):
     """What is stored was changed or moved since it was written."""
+
+
+class MetricFailed(RatchetError):
+    """The metric raised or gave no usable number."""
 
 
 class BrokenContract(RatchetError):

@@ -17,7 +17,7 @@ import dspy
 from dspy.utils.exceptions import AdapterParseError, LMInvalidRequestError
 from pydantic import BaseModel
 
-from ratchet.core.errors import BadData, BadRequest, UserError
+from ratchet.core.errors import BadData, BadRequest, MetricFailed, UserError
 from ratchet.core.evaluation import Evaluation, Failure, Step, Usage
 from ratchet.core.problem import Candidate, Example, FieldSpec, PredictorSpec, PredictorState
 from ratchet.programs.compiled import compile_predictors
@@ -26,7 +26,7 @@ from ratchet.programs.gateway_lm import GatewayLM
 from ratchet.programs.ledger import Halt
 from ratchet.programs.line import Line, OwnLine
 from ratchet.programs.loop import WouldBlockError
-from ratchet.programs.metrics import Metric, MetricFailed, ascore
+from ratchet.programs.metrics import Metric, ascore
 from ratchet.programs.parts import copied, replace_lms
 from ratchet.programs.tools import Calls, Toolboxes, written
 

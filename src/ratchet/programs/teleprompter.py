@@ -14,13 +14,13 @@ from typing import Any
 import dspy
 from dspy.utils.callback import BaseCallback
 
-from ratchet.core.errors import BrokenOptimizer, BudgetSpent, RatchetError
+from ratchet.core.errors import BrokenOptimizer, BudgetSpent, MetricFailed, RatchetError
 from ratchet.core.problem import Candidate, Example, Problem, content_hash
 from ratchet.programs.dspy_program import DspyProgram, plain
 from ratchet.programs.gateway import Gateway, Visit
 from ratchet.programs.gateway_lm import GatewayLM
 from ratchet.programs.ledger import Halt
-from ratchet.programs.metrics import MetricFailed, dspy_example, score
+from ratchet.programs.metrics import dspy_example, score
 from ratchet.programs.parts import copied
 
 _ran: ContextVar[Candidate | None] = ContextVar("ratchet_ran", default=None)

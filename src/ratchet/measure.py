@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from ratchet.core.errors import BadRequest, Cancelled
+from ratchet.core.errors import BadRequest
 from ratchet.core.evaluation import Evaluation, Evaluations
 from ratchet.core.problem import Example
 from ratchet.engine.archive import Event, Optimization
@@ -49,12 +49,8 @@ class Measurement:
         Raises:
             RatchetError: the world failed, or it was stopped.
         """
-        try:
+        with self.run.telling_of_its_end():
             rows: Evaluations = loop.run(self._evaluate())
-        except BaseException as error:
-            stopped = isinstance(error, Cancelled | KeyboardInterrupt)
-            self.run.notebook.set_status("cancelled" if stopped else "failed", error="" if stopped else str(error))
-            raise
         self.run.notebook.set_status("evaluated", result={"baseline_performance": {"quality_score": rows.mean}})
         return rows
 

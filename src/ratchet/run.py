@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -281,7 +282,7 @@ class Run:
     def _execute(self) -> OptimizationResult:
         self.notebook.set_status("running")
         optimizer = Optimizer(self.job())
-        try:
+        with self.telling_of_its_end():
             try:
                 found = run(optimizer.run())
             except KeyboardInterrupt:
@@ -290,16 +291,22 @@ class Run:
             finally:
                 self.gateway.land()
             result = with_spend(found, self.spend())
-        except (Cancelled, KeyboardInterrupt):
-            self._stop(self._stopped_as, "")
-            raise
-        except Exception as error:
-            self._stop("failed", f"{type(error).__name__}: {error}")
-            raise
         self._learn(optimizer, result)
         self.notebook.set_status(result.status, result=result.to_json())
         self._bank_seconds()
         return result
+
+    @contextmanager
+    def telling_of_its_end(self) -> Iterator[None]:
+        """Have what stops it stored as its status, with the cause of a failure."""
+        try:
+            yield
+        except (Cancelled, KeyboardInterrupt):
+            self._stop(self._stopped_as, "")
+            raise
+        except Exception as error:  # the outermost turn of an optimization: it is not left as running
+            self._stop("failed", f"{type(error).__name__}: {error}")
+            raise
 
     def _learn(self, optimizer: Optimizer, result: OptimizationResult) -> None:
         """Keep what it taught; that this cannot be kept is no reason to lose the result."""

@@ -269,34 +269,31 @@ class Parts(Generic[T]):
 
     def _go_on(self, number: int, reply: Any) -> Steps[None]:
         """Hand ``reply`` to a part, or raise it there, until it waits for something."""
-        part = self._under_way[number]
+        part = self._under_way.pop(number)  # a part that raises is not under way any more
         while True:
             try:
                 raised = isinstance(reply, BudgetSpent)
                 request = part.steps.throw(reply) if raised else part.steps.send(reply)
             except StopIteration as end:
-                del self._under_way[number]
                 self._ended.append((number, end.value))
                 return
-            except BaseException:
-                del self._under_way[number]
-                raise
             if isinstance(request, Wait):
                 part.waits_for, part.bare = request.among or tuple(part.started), False
                 if not part.waits_for:
                     raise BrokenContract("a part waits, and it has nothing under way")
-                return
+                break
             try:
                 if isinstance(request, Tell):
                     reply = yield request
                     continue
                 if not isinstance(request, Start):
                     part.waits_for, part.bare = ((yield from self._start(request)),), True
-                    return
+                    break
                 reply = yield from self._start(request.request)
                 part.started.add(reply)
             except BudgetSpent as spent:
                 reply = spent
+        self._under_way[number] = part
 
     def _start(self, work: Evaluate | Generate | Together) -> Steps[int]:
         ticket = yield from start(work)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Sequence
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias
 
@@ -382,7 +383,8 @@ class Runner:
     async def _carry_out(self, ticket: int, work: Work, parts: Sequence[Sequence[asyncio.Task[Any]]]) -> Any:
         """The reply to ``work``, whose parts wait for these tasks."""
         tasks = list(dict.fromkeys(task for part in parts for task in part))
-        try:
+        async with AsyncExitStack() as otherwise:
+            otherwise.push_async_callback(self._leave, ticket, tasks)
             for key in dict.fromkeys(_parts(work)[0]):
                 if key in self._stored and key not in self._rows:
                     self._ledger.recall(self._stored[key].replies)
@@ -391,9 +393,7 @@ class Runner:
             errors = [error for task in tasks if task.done() and (error := task.exception()) is not None]
             if errors:
                 raise next((error for error in errors if not isinstance(error, BudgetSpent)), errors[0])
-        except BaseException:
-            await self._leave(ticket, tasks)
-            raise
+            otherwise.pop_all()
         replies = [
             Evaluations(tuple(self._stored[key] for key in _parts(part)[0]))
             if isinstance(part, Evaluate)

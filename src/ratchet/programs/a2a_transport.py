@@ -10,6 +10,7 @@ import asyncio
 import json
 import uuid
 from collections.abc import AsyncIterator, Mapping
+from contextlib import AsyncExitStack
 from typing import Any
 
 import httpx
@@ -128,11 +129,10 @@ class A2A:
             timeout=spec.timeout_seconds,
             follow_redirects=False,
         )
-        try:
+        async with AsyncExitStack() as otherwise:
+            otherwise.push_async_callback(http.aclose)
             card = await A2ACardResolver(http, spec.url).get_agent_card()
-        except BaseException:
-            await http.aclose()
-            raise
+            otherwise.pop_all()
         at_exit(http.aclose)
         config = ClientConfig(httpx_client=http, streaming=False, supported_protocol_bindings=["JSONRPC", "HTTP+JSON"])
         try:

@@ -277,7 +277,7 @@ class Gateway(Ledger):
         try:
             async with self._slots:
                 flight.land(await self._send(flight, line, ask))
-        except BaseException as error:
+        except BaseException as error:  # whoever waits for the reply gets it, whatever it is
             flight.crash(error)
             if not isinstance(error, Exception | Halt):
                 raise

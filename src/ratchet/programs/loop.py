@@ -100,11 +100,10 @@ def run(work: Coroutine[Any, Any, T]) -> T:
     future = asyncio.run_coroutine_threadsafe(tracked(), house_loop())
     try:
         return future.result()
-    except BaseException:
+    finally:
         if not future.done():
             future.cancel()
             ended.wait(STOPPING_SECONDS)
-        raise
 
 
 def wait_for(begin: Callable[[], asyncio.Future[T]]) -> T:

@@ -30,6 +30,7 @@ from ratchet.core.contract import watched
 from ratchet.core.errors import BadRequest, StorageUnavailable, UnknownName
 from ratchet.core.problem import content_hash
 from ratchet.engine.archive import Event, Notebook
+from ratchet.programs.files import written_whole
 from ratchet.programs.remote_algorithm import Address, AllowedHosts, Link, RemoteAlgorithm
 from ratchet.programs.targets import load_attribute
 from ratchet.programs.teleprompter import TELEPROMPTERS
@@ -85,11 +86,10 @@ class AddressBook:
         self._write({key: value for key, value in known.items() if key != name})
 
     def _write(self, known: Mapping[str, Address]) -> None:
-        part = self._file.with_suffix(".part")
         try:
             self._file.parent.mkdir(parents=True, exist_ok=True)
-            part.write_text(json.dumps({name: asdict(each) for name, each in known.items()}, indent=2) + "\n")
-            part.replace(self._file)
+            with written_whole(self._file) as part:
+                part.write_text(json.dumps({name: asdict(each) for name, each in known.items()}, indent=2) + "\n")
         except OSError as error:
             raise StorageUnavailable(f"{self._file} cannot be written: {error.strerror}") from error
 

@@ -23,6 +23,7 @@ from ratchet.options import Options
 from ratchet.prepare import Given, examples_for, identities, prepare
 from ratchet.programs import loop
 from ratchet.programs.datasets import Splits, read_rows, without_duplicates
+from ratchet.programs.files import written_whole
 from ratchet.programs.targets import resolve_target
 from ratchet.publish import side
 from ratchet.run import Run
@@ -170,11 +171,10 @@ def write_rows(path: Path, rows: Evaluations) -> None:
         text = stream.getvalue()
     else:
         text = "".join(json.dumps(line, ensure_ascii=False, default=str) + "\n" for line in data)
-    part = path.with_name(f".{path.name}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        part.write_text(text, encoding="utf-8", newline="")
-        part.replace(path)
+        with written_whole(path) as part:
+            part.write_text(text, encoding="utf-8", newline="")
     except OSError as error:
         raise BadRequest(f"{path} cannot be written: {error.strerror}") from error
 

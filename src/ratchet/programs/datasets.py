@@ -15,6 +15,7 @@ from typing import Any, NoReturn, TypeAlias
 
 from ratchet.core.errors import BadData
 from ratchet.core.problem import Example, Fields, canonical, content_hash
+from ratchet.programs.files import written_whole
 
 AT_LEAST: Mapping[str, int] = {"train": 2, "validation": 2, "test": 10}
 """The fewest examples a split may have."""
@@ -165,22 +166,23 @@ def write_rows(path: str | Path, rows: Sequence[Row]) -> None:
             path, None, f"files ending in {suffix or 'nothing'!r} are not written; use one of {', '.join(_READERS)}"
         )
     try:
-        if suffix == ".parquet":
-            import pyarrow
-            import pyarrow.parquet
+        with written_whole(path) as part:
+            if suffix == ".parquet":
+                import pyarrow
+                import pyarrow.parquet
 
-            pyarrow.parquet.write_table(pyarrow.Table.from_pylist(fields), path)
-        elif suffix in (".csv", ".tsv"):
-            with path.open("w", encoding="utf-8", newline="") as stream:
-                names = list(dict.fromkeys(name for row in fields for name in row))
-                writer = csv.writer(stream, delimiter="," if suffix == ".csv" else "\t", lineterminator="\n")
-                writer.writerow(names)
-                writer.writerows([_cell(row.get(name, "")) for name in names] for row in fields)
-        elif suffix == ".json":
-            path.write_text(json.dumps(fields, ensure_ascii=False, indent=1), encoding="utf-8")
-        else:
-            lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in fields)
-            path.write_text("".join(lines), encoding="utf-8")
+                pyarrow.parquet.write_table(pyarrow.Table.from_pylist(fields), part)
+            elif suffix in (".csv", ".tsv"):
+                with part.open("w", encoding="utf-8", newline="") as stream:
+                    names = list(dict.fromkeys(name for row in fields for name in row))
+                    writer = csv.writer(stream, delimiter="," if suffix == ".csv" else "\t", lineterminator="\n")
+                    writer.writerow(names)
+                    writer.writerows([_cell(row.get(name, "")) for name in names] for row in fields)
+            elif suffix == ".json":
+                part.write_text(json.dumps(fields, ensure_ascii=False, indent=1), encoding="utf-8")
+            else:
+                lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in fields)
+                part.write_text("".join(lines), encoding="utf-8")
     except OSError as error:
         _refuse(path, None, f"cannot be written: {error.strerror}")
 

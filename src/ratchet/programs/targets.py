@@ -20,6 +20,7 @@ import dspy
 from ratchet.core.errors import BadRequest, UnknownName, UserError
 from ratchet.programs import agent_spec
 from ratchet.programs.agent_spec import AgentSpec
+from ratchet.programs.files import written_whole
 from ratchet.programs.parts import copied
 from ratchet.programs.remote import RemoteAgent
 from ratchet.programs.tools import Toolboxes
@@ -231,8 +232,6 @@ def _load(module: dspy.Module, state: dict[str, Any], path: str | Path, text: st
 
 def save_program(module: dspy.Module, path: Path, target: Target | None) -> None:
     """Write ``module`` so that ``dspy.Module.load`` reads it without Ratchet, and Ratchet can build it again."""
-    part = path.with_suffix(".part.json")
-    module.save(str(part))
     section: dict[str, Any] = {}
     if target is not None:
         section = {"target": target.text, "kind": target.kind, "instructions": target.instructions}
@@ -240,11 +239,12 @@ def save_program(module: dspy.Module, path: Path, target: Target | None) -> None
         section["tools"] = tools
     if isinstance(module, RemoteAgent):
         section["agent"] = module.spec.to_json()
-    if section:
-        state = json.loads(part.read_text(encoding="utf-8"))
-        state[SECTION] = section
-        part.write_text(json.dumps(state, indent=2, ensure_ascii=False), encoding="utf-8")
-    part.replace(path)
+    with written_whole(path) as part:
+        module.save(str(part))
+        if section:
+            state = json.loads(part.read_text(encoding="utf-8"))
+            state[SECTION] = section
+            part.write_text(json.dumps(state, indent=2, ensure_ascii=False), encoding="utf-8")
 
 
 def _source(module: dspy.Module) -> str:

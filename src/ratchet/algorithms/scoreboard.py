@@ -88,12 +88,12 @@ class Scoreboard:
 
     def cost(self, candidates: Sequence[Candidate], examples: Sequence[Example]) -> int:
         """The runs that ``candidates`` and the seed need on those of ``examples`` they have not met."""
-        return sum(len(self.missing(each, examples)) for each in {self.problem.seed, *candidates})
+        return self.price(dict.fromkeys((self.problem.seed, *candidates), examples))
 
     def price(self, entrants: Mapping[Candidate, Sequence[Example]]) -> int:
         """The runs that ``entrants`` need, each on examples of its own, and the seed on all of them."""
-        met = dict.fromkeys(example for examples in entrants.values() for example in examples)
-        return self.cost([], tuple(met)) + sum(len(self.missing(each, examples)) for each, examples in entrants.items())
+        met = tuple(dict.fromkeys(example for examples in entrants.values() for example in examples))
+        return sum(len(self.missing(each, examples)) for each, examples in {**entrants, self.problem.seed: met}.items())
 
     def begin(self, candidate: Candidate, examples: Sequence[Example]) -> Steps[None]:
         """Begin to run ``candidate`` and the seed on those of ``examples`` they have not met; ``take_up`` ends it."""

@@ -187,32 +187,37 @@ class Database:
 
     def shared_reply(self, name: str) -> Reply | None:
         """A reply that was shared as ``name``."""
-        if name in self._shared:
-            return self._shared[name][1]
+        at_hand = self._shared.get(name)  # asked once: another thread may forget it meanwhile
+        if at_hand is not None:
+            return at_hand[1]
         with self.transaction() as connection:
             row = connection.execute(self.statements.shared, {"name": name}).mappings().first()
             return None if row is None else reply_of(self.shown(connection, REPLY, [row])[0])
 
-    def scrub(self) -> bool:
-        """Have the database's files hold nothing of what was deleted; False when others are in the way just now."""
+    def scrub(self) -> None:
+        """Have the database's files hold nothing of what was deleted, unless others are in the way just now."""
+        clean = self._vacuum_keys if self._on_server else self._empty_log
         try:
             with self._engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-                if not self._on_server:
-                    connection.exec_driver_sql("PRAGMA busy_timeout=500")  # who writes meanwhile waits for this
-                    self.unscrubbed = connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)").scalar() != 0
-                    connection.exec_driver_sql(f"PRAGMA busy_timeout={BUSY_MS}")
-                    return not self.unscrubbed
-                try:
-                    connection.exec_driver_sql("SET lock_timeout = '2s'")
-                    # Not a plain VACUUM: it leaves the bytes of what was deleted until others take their place.
-                    connection.exec_driver_sql("VACUUM (FULL) data_keys")
-                finally:
-                    connection.exec_driver_sql("RESET lock_timeout")
+                self.unscrubbed = not clean(connection)
         except sa.exc.DBAPIError:
             self.unscrubbed = True
-        else:
-            self.unscrubbed = False
-        return not self.unscrubbed
+
+    def _vacuum_keys(self, connection: sa.Connection) -> bool:
+        connection.exec_driver_sql("SET lock_timeout = '2s'")
+        try:
+            # Not a plain VACUUM: it leaves the bytes of what was deleted until others take their place.
+            connection.exec_driver_sql("VACUUM (FULL) data_keys")
+        finally:
+            connection.exec_driver_sql("RESET lock_timeout")
+        return True
+
+    def _empty_log(self, connection: sa.Connection) -> bool:
+        connection.exec_driver_sql("PRAGMA busy_timeout=500")  # who writes meanwhile waits for this
+        try:
+            return connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)").scalar() == 0
+        finally:
+            connection.exec_driver_sql(f"PRAGMA busy_timeout={BUSY_MS}")
 
     def forget(self, optimization_id: str) -> None:
         """Let go of what this process remembers of an optimization that was erased."""

@@ -307,7 +307,7 @@ class Day:
         names = dict(self._query(f"SELECT j.id, {_NAME} FROM jobs j", port=port))
         with closing(self._archive(port)) as archive, archive.transaction() as connection:
             rows = connection.execute(replies.select().where(RECORDED)).mappings().all()
-            for row in archive._shown(connection, REPLY, rows):
+            for row in archive.shown(connection, REPLY, rows):
                 found[names[row["optimization_id"]]][str(row["response"]["id"]).removeprefix("stub-")] += 1
         return found
 

@@ -39,9 +39,10 @@ from ratchet.publish import publish
 from ratchet.run import Run
 from ratchet.settings import Settings
 from ratchet.storage.cycles import Schedule
+from ratchet.storage.database import POOL_SECONDS
 from ratchet.storage.erasure import Eraser, Retention
 from ratchet.storage.jobs import Job, Jobs
-from ratchet.storage.sql import POOL_SECONDS, SqlArchive
+from ratchet.storage.sql import SqlArchive
 from ratchet.storage.versions import Versions
 
 APPLICATION, QUEUE, WORKFLOW, SCHEDULED = "ratchet", "optimizations", "optimization", "scheduled"

@@ -98,3 +98,22 @@ def test_a_closed_pen_writes_again_when_it_is_asked_to() -> None:
         book.pen.write("me", ONE, {"n": number})
         book.pen.close()
     assert [n for _, n in book.rows] == [0, 1, 2]
+
+
+def test_closing_beside_a_writer_loses_nothing_and_comes_to_an_end() -> None:
+    book, n = Book(seconds=0.001), 400
+
+    def write() -> None:
+        for number in range(n):
+            book.pen.write("me", ONE, {"n": number})
+            time.sleep(0.01 if number % 4 == 0 else 0.0)
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    while writer.is_alive():
+        closer = threading.Thread(target=book.pen.close, daemon=True)
+        closer.start()
+        closer.join(30)
+        assert not closer.is_alive()
+    book.pen.close()
+    assert [number for _, number in book.rows] == list(range(n))

@@ -14,8 +14,9 @@ from ratchet.core.access import Actor
 from ratchet.core.errors import Conflict, Missing
 from ratchet.storage.audit import Audit, state_hash
 from ratchet.storage.jobs import ENDED, jobs
-from ratchet.storage.sql import SqlArchive, Words, optimizations
-from ratchet.storage.texts import Texts
+from ratchet.storage.sql import SqlArchive
+from ratchet.storage.tables import optimizations
+from ratchet.storage.texts import Texts, Words
 
 metadata = sa.MetaData()
 
@@ -372,7 +373,7 @@ class Schedules:
             return self._schedules(connection, connection.execute(query).mappings().all())
 
     def _schedules(self, connection: sa.Connection, rows: Sequence[sa.RowMapping]) -> list[Schedule]:
-        return [_schedule(row) for row in self._archive._shown(connection, ORDERS, rows)]
+        return [_schedule(row) for row in self._archive.shown(connection, ORDERS, rows)]
 
     def remove(self, actor: Actor, identity: str) -> None:
         """Begin no more cycles; those that were begun go on.

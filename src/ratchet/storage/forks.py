@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from ratchet.core.errors import BadRequest
 from ratchet.programs.journal import Fork, Reply
 from ratchet.storage.notebook import SqlJournal
-from ratchet.storage.sql import SqlArchive, events
-from ratchet.storage.tables import EVENT
+from ratchet.storage.sql import SqlArchive
+from ratchet.storage.tables import EVENT, events
 
 
 class SqlHeritage:
@@ -42,7 +42,7 @@ def stages_before(archive: SqlArchive, identity: str, stage: str | None) -> tupl
         return None
     query = events.select().where(events.c.optimization_id == identity, events.c.kind == "stage")
     with archive.transaction() as connection:
-        rows = archive._shown(connection, EVENT, connection.execute(query.order_by(events.c.number)).mappings().all())
+        rows = archive.shown(connection, EVENT, connection.execute(query.order_by(events.c.number)).mappings().all())
     names: Sequence[str] = tuple(dict.fromkeys(row["payload"]["stage"] for row in rows))
     for place, name in enumerate(names):
         if name == stage or name.partition(" ")[0] == stage:

@@ -14,9 +14,9 @@ from ratchet.core.errors import Conflict, KeyUnavailable, Missing
 from ratchet.core.result import Status
 from ratchet.storage.audit import Audit, Change
 from ratchet.storage.envelope import Box
-from ratchet.storage.sql import SqlArchive, Words, events, optimizations
-from ratchet.storage.tables import CANDIDATE, EVALUATION, EVENT, OWNER, RESULT
-from ratchet.storage.texts import Texts
+from ratchet.storage.sql import SqlArchive
+from ratchet.storage.tables import CANDIDATE, EVALUATION, EVENT, OWNER, RESULT, events, optimizations
+from ratchet.storage.texts import Texts, Words
 
 metadata = sa.MetaData()
 
@@ -385,7 +385,7 @@ class Jobs:
         query = events.select().where(events.c.optimization_id == identity).order_by(events.c.number).limit(limit)
         query = query.offset(after) if place is None else query.where(events.c.number > place)
         with self._archive.transaction() as connection:
-            rows = self._archive._shown(connection, EVENT, connection.execute(query).mappings().all())
+            rows = self._archive.shown(connection, EVENT, connection.execute(query).mappings().all())
         return [
             Told(
                 sequence=number,
@@ -418,7 +418,7 @@ class Jobs:
         )
         query = events.select().where(events.c.number.in_(newest))
         with self._archive.transaction() as connection:
-            rows = self._archive._shown(connection, EVENT, connection.execute(query).mappings().all())
+            rows = self._archive.shown(connection, EVENT, connection.execute(query).mappings().all())
         return {row["kind"]: row["payload"] for row in rows}
 
     def candidates(self, tenant: str, identity: str, *, after: int, limit: int) -> list[tuple[int, dict[str, Any]]]:
@@ -441,7 +441,7 @@ class Jobs:
         query = query.order_by(table.c.number).limit(limit)
         with self._archive.transaction() as connection:
             self._job(connection, tenant, identity)
-            rows = self._archive._shown(connection, texts, connection.execute(query).mappings().all())
+            rows = self._archive.shown(connection, texts, connection.execute(query).mappings().all())
         return [(row["number"], {name: row[name] for name in columns}) for row in rows]
 
     def counts(self) -> dict[str, int]:
@@ -469,7 +469,7 @@ class Jobs:
         return self._shown(connection, [row])[0]
 
     def _shown(self, connection: sa.Connection, rows: Sequence[sa.RowMapping]) -> list[Job]:
-        return [_job(row) for row in self._archive._shown(connection, REASON, rows)]
+        return [_job(row) for row in self._archive.shown(connection, REASON, rows)]
 
     def _box(self, connection: sa.Connection, identity: str) -> Box:
         return self._archive.vault.boxes(connection, [_owner(identity)])[_owner(identity)]

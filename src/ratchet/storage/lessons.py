@@ -76,10 +76,10 @@ class SqlLessons:
             "lesson": canonical(lesson.to_json()),
         }
         some = lessons.select().where(lessons.c.tenant == lesson.tenant).limit(1)
-        with self._archive._writing() as connection:
+        with self._archive.transaction() as connection:
             whole = connection.execute(some).first() is None
         box = self._archive.vault.writing(LESSON.owner(values), tenant=lesson.tenant, whole=whole)
-        with self._archive._writing() as connection:
+        with self._archive.transaction() as connection:
             connection.execute(lessons.delete().where(_this(lesson.id, lesson.tenant)))
             connection.execute(lessons.insert().values(**LESSON.hide(box, values)))
 
@@ -87,7 +87,7 @@ class SqlLessons:
         """The newest first."""
         query = lessons.select().where(lessons.c.tenant == tenant)
         query = query.order_by(lessons.c.created_at.desc(), lessons.c.id.desc()).limit(limit)
-        with self._archive._writing() as connection:
+        with self._archive.transaction() as connection:
             return self._shown(connection, query)
 
     def find(self, lesson_id: str, tenant: str) -> Lesson:
@@ -95,11 +95,11 @@ class SqlLessons:
         begins = sa.func.substr(lessons.c.id, 1, len(lesson_id)) == lesson_id
         query = lessons.select().where(lessons.c.tenant == tenant, begins)
         query = query.order_by(sa.func.length(lessons.c.id)).limit(2)
-        with self._archive._writing() as connection:
+        with self._archive.transaction() as connection:
             return _the_one(lesson_id, self._shown(connection, query))
 
     def _shown(self, connection: sa.Connection, query: sa.Select[Any]) -> list[Lesson]:
-        rows = self._archive._shown(connection, LESSON, connection.execute(query).mappings().all())
+        rows = self._archive.shown(connection, LESSON, connection.execute(query).mappings().all())
         return [Lesson.from_json(json.loads(row["lesson"])) for row in rows]
 
     def forget(self, tenant: str, *, lesson_id: str | None = None) -> int:
@@ -107,7 +107,7 @@ class SqlLessons:
         which = lessons.c.tenant == tenant
         if lesson_id is not None:
             which = _this(self.find(lesson_id, tenant).id, tenant)
-        with self._archive._writing() as connection:
+        with self._archive.transaction() as connection:
             return connection.execute(lessons.delete().where(which)).rowcount
 
 

@@ -9,7 +9,7 @@ from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import sqlalchemy as sa
 
@@ -18,6 +18,7 @@ from ratchet.core.evaluation import Evaluation, Failure, Step, Usage
 from ratchet.core.problem import Candidate, Example
 from ratchet.engine.archive import Event
 from ratchet.programs.journal import Reply, Role, Sent
+from ratchet.storage.database import Database, reply_of
 from ratchet.storage.tables import (
     CANDIDATE,
     ERROR,
@@ -36,15 +37,12 @@ from ratchet.storage.tables import (
 )
 from ratchet.storage.texts import as_json
 
-if TYPE_CHECKING:
-    from ratchet.storage.sql import SqlArchive
-
 
 class SqlJournal:
     """The replies of one optimization."""
 
-    def __init__(self, archive: SqlArchive, optimization_id: str) -> None:
-        self._archive = archive
+    def __init__(self, database: Database, optimization_id: str) -> None:
+        self._database = database
         self._id = optimization_id
         self._owner = f"{OWNER}:{optimization_id}"
         self._unsafe: dict[str, tuple[Reply, Future[None]]] = {}
@@ -54,9 +52,9 @@ class SqlJournal:
         if key in self._unsafe:
             return self._unsafe[key][0]
         this = sa.and_(replies.c.optimization_id == self._id, replies.c.key == key, RECORDED)
-        with self._archive._writing() as connection:
+        with self._database.transaction() as connection:
             rows = connection.execute(replies.select().where(this)).mappings().all()
-            return reply_of(self._archive._shown(connection, REPLY, rows)[0]) if rows else None
+            return reply_of(self._database.shown(connection, REPLY, rows)[0]) if rows else None
 
     def reserve(self, key: str, *, role: Role, stage: str, usd: float) -> None:
         """Note that a request is about to be sent; called again for each retry."""
@@ -71,22 +69,22 @@ class SqlJournal:
             "completion_tokens": 0,
             "latency_ms": 0.0,
         }
-        self._archive.pen.write(self._id, self._archive._statements.reserve, values)
+        self._database.pen.write(self._id, self._database.statements.reserve, values)
 
     def record(self, reply: Reply, *, shared: str | None = None) -> None:
         """Keep a reply; its reservation is settled."""
         if shared is not None:
-            self._archive.share(shared, reply, by=self._id)
-        self._archive.pen.write(self._id, self._archive._statements.record, self._columns(reply, shared))
+            self._database.share(shared, reply, by=self._id)
+        self._database.pen.write(self._id, self._database.statements.record, self._columns(reply, shared))
         self._remember(reply)
 
     def borrow(self, shared: str, key: str, *, stage: str) -> Reply | None:
         """A reply that another optimization shared, kept here as ``key`` from now on."""
-        found = self._archive.shared_reply(shared)
+        found = self._database.shared_reply(shared)
         if found is None:
             return None
         reply = replace(found, key=key, stage=stage)
-        self._archive.pen.write(self._id, self._archive._statements.borrow, self._columns(reply, None))
+        self._database.pen.write(self._id, self._database.statements.borrow, self._columns(reply, None))
         self._remember(reply)
         return reply
 
@@ -105,27 +103,27 @@ class SqlJournal:
             "latency_ms": reply.latency_ms,
             "shared": shared,
         }
-        return REPLY.hide(self._archive.vault.writing(self._owner), values)
+        return REPLY.hide(self._database.vault.writing(self._owner), values)
 
     def _remember(self, reply: Reply) -> None:
         """Have ``reply`` at hand until it is safe."""
-        self._unsafe[reply.key] = (reply, self._archive.pen.settled(self._id))
+        self._unsafe[reply.key] = (reply, self._database.pen.settled(self._id))
         while self._unsafe and next(iter(self._unsafe.values()))[1].done():
             del self._unsafe[next(iter(self._unsafe))]
 
     async def durable(self) -> None:
         """Wait until everything noted so far would survive a crash."""
-        safe = self._archive.pen.settled(self._id)
+        safe = self._database.pen.settled(self._id)
         if safe.done():
             return safe.result()
-        await asyncio.shield(self._archive.late(safe))
-        return self._archive.pen.check(self._id)
+        await asyncio.shield(self._database.late(safe))
+        return self._database.pen.check(self._id)
 
     def stages(self) -> dict[str, str]:
         """Keys of all recorded replies, and the stage that asked first."""
         query = sa.select(replies.c.key, replies.c.stage)
         query = query.where(replies.c.optimization_id == self._id, RECORDED)
-        with self._archive._reading() as connection:
+        with self._database.reading() as connection:
             return {row.key: row.stage for row in connection.execute(query)}
 
     def sent(self, *, settled: bool = True) -> Sent:
@@ -146,7 +144,7 @@ class SqlJournal:
             sa.func.sum(sa.case((recorded, 0.0), else_=replies.c.usd_reserved)).label("usd_lost"),
             sa.func.sum(sa.case((sa.and_(recorded, paid, replies.c.cost_usd.is_(None)), 1), else_=0)).label("unpriced"),
         ).where(replies.c.optimization_id == self._id)
-        with self._archive._reading() if settled else self._archive._writing() as connection:
+        with self._database.reading() if settled else self._database.transaction() as connection:
             rows = connection.execute(query.group_by(replies.c.stage)).mappings().all()
         totals = {
             name: sum(row[name] for row in rows)
@@ -167,11 +165,11 @@ class SqlJournal:
 class SqlNotebook:
     """All that is kept of one optimization."""
 
-    def __init__(self, archive: SqlArchive, optimization_id: str) -> None:
-        self._archive = archive
+    def __init__(self, database: Database, optimization_id: str) -> None:
+        self._database = database
         self._id = optimization_id
         self._owner = f"{OWNER}:{optimization_id}"
-        self.journal = SqlJournal(archive, optimization_id)
+        self.journal = SqlJournal(database, optimization_id)
 
     @contextmanager
     def claimed(self) -> Iterator[None]:
@@ -180,18 +178,18 @@ class SqlNotebook:
         Raises:
             InUse: another process holds it.
         """
-        if not self._archive.claims.take(self._id):
+        if not self._database.claims.take(self._id):
             raise InUse(f"another process is working on {self._id}; wait for it, or end it first")
         try:
             yield
         finally:
-            self._archive.claims.release(self._id)
+            self._database.claims.release(self._id)
 
     def keep_examples(self, splits: Mapping[str, Sequence[Example]]) -> None:
         """Keep the data as it was split; a second call changes nothing."""
         there = sa.select(examples.c.position).where(examples.c.optimization_id == self._id).limit(1)
-        box = self._archive.vault.writing(self._owner)
-        with self._archive._reading() as connection:
+        box = self._database.vault.writing(self._owner)
+        with self._database.reading() as connection:
             if connection.execute(there).first() is not None:
                 return
             for split, rows in splits.items():
@@ -203,14 +201,14 @@ class SqlNotebook:
                         "inputs": dict(example.inputs),
                         "labels": dict(example.labels),
                     }
-                    connection.execute(self._archive._statements.example, EXAMPLE.hide(box, values))
+                    connection.execute(self._database.statements.example, EXAMPLE.hide(box, values))
 
     def examples(self) -> dict[str, tuple[Example, ...]]:
         """The splits that were kept, in order."""
         query = examples.select().where(examples.c.optimization_id == self._id).order_by(examples.c.position)
         splits: dict[str, list[Example]] = {}
-        with self._archive._reading() as connection:
-            for row in self._archive._shown(connection, EXAMPLE, connection.execute(query).mappings().all()):
+        with self._database.reading() as connection:
+            for row in self._database.shown(connection, EXAMPLE, connection.execute(query).mappings().all()):
                 example = Example(inputs=row["inputs"], labels=row["labels"])
                 splits.setdefault(row["split"], []).append(example)
         return {split: tuple(rows) for split, rows in splits.items()}
@@ -225,19 +223,19 @@ class SqlNotebook:
             "origin": candidate.origin,
             "stage": stage,
         }
-        box = self._archive.vault.writing(self._owner)
-        self._archive.pen.write(self._id, self._archive._statements.candidate, CANDIDATE.hide(box, values))
+        box = self._database.vault.writing(self._owner)
+        self._database.pen.write(self._id, self._database.statements.candidate, CANDIDATE.hide(box, values))
 
     def candidates(self) -> list[tuple[Candidate, str]]:
         """Candidates and the stage that made them, in the order they were first seen."""
         query = candidates.select().where(candidates.c.optimization_id == self._id).order_by(candidates.c.number)
-        with self._archive._reading() as connection:
+        with self._database.reading() as connection:
             return [
                 (
                     Candidate.from_state(row["state"], parents=json.loads(row["parents"]), origin=row["origin"]),
                     row["stage"],
                 )
-                for row in self._archive._shown(connection, CANDIDATE, connection.execute(query).mappings().all())
+                for row in self._database.shown(connection, CANDIDATE, connection.execute(query).mappings().all())
             ]
 
     def keep_evaluation(self, evaluation: Evaluation, *, stage: str) -> None:
@@ -262,15 +260,15 @@ class SqlNotebook:
             "cost_usd": usage.cost_usd,
             "latency_ms": usage.latency_ms,
         }
-        box = self._archive.vault.writing(self._owner)
-        self._archive.pen.write(self._id, self._archive._statements.evaluation, EVALUATION.hide(box, values))
+        box = self._database.vault.writing(self._owner)
+        self._database.pen.write(self._id, self._database.statements.evaluation, EVALUATION.hide(box, values))
 
     def evaluations(self) -> Iterable[tuple[Evaluation, str]]:
         """Evaluations and the stage that first asked for them, in the order they were kept."""
         known = {example.key: example for split in self.examples().values() for example in split}
         query = evaluations.select().where(evaluations.c.optimization_id == self._id).order_by(evaluations.c.number)
-        box = self._archive.vault.box(self._owner)
-        with self._archive._reading() as connection:
+        box = self._database.vault.box(self._owner)
+        with self._database.reading() as connection:
             for row in connection.execute(query).mappings():
                 yield _evaluation(EVALUATION.show(box, row), known[row["example"]]), row["stage"]
 
@@ -282,14 +280,14 @@ class SqlNotebook:
             "kind": event.kind,
             "payload": dict(event.payload),
         }
-        box = self._archive.vault.writing(self._owner)
-        self._archive.pen.write(self._id, self._archive._statements.event, EVENT.hide(box, values))
+        box = self._database.vault.writing(self._owner)
+        self._database.pen.write(self._id, self._database.statements.event, EVENT.hide(box, values))
 
     def events(self, *, after: int = 0) -> list[tuple[int, Event]]:
         """Numbered events, from 1."""
         query = events.select().where(events.c.optimization_id == self._id).order_by(events.c.number)
-        with self._archive._reading() as connection:
-            rows = self._archive._shown(connection, EVENT, connection.execute(query).mappings().all())
+        with self._database.reading() as connection:
+            rows = self._database.shown(connection, EVENT, connection.execute(query).mappings().all())
         return [
             (number, Event(kind=row["kind"], payload=row["payload"]))
             for number, row in enumerate(rows, start=1)
@@ -298,7 +296,7 @@ class SqlNotebook:
 
     def add_seconds(self, seconds: float) -> None:
         """Add wall time spent on it."""
-        self._archive.pen.write(self._id, self._archive._statements.seconds, {"of": self._id, "more": seconds})
+        self._database.pen.write(self._id, self._database.statements.seconds, {"of": self._id, "more": seconds})
 
     def flush(self) -> None:
         """Wait until everything kept so far would survive a crash.
@@ -306,31 +304,18 @@ class SqlNotebook:
         Raises:
             StorageUnavailable: it cannot be kept.
         """
-        self._archive.pen.flush(self._id)
+        self._database.pen.flush(self._id)
 
     def set_status(self, status: str, *, error: str = "", result: Mapping[str, Any] | None = None) -> None:
         """Move it to another status."""
         values: dict[str, Any] = {"id": self._id, "status": status, "error": error or None}
         values["result"] = None if result is None else dict(result)
-        box = self._archive.vault.writing(self._owner)
+        box = self._database.vault.writing(self._owner)
         for texts in (RESULT, ERROR):
             values = texts.hide(box, values)
         told = {"of": self._id, **{f"new_{name}": value for name, value in values.items() if name != "id"}}
-        self._archive.pen.write(self._id, self._archive._statements.status, told)
+        self._database.pen.write(self._id, self._database.statements.status, told)
         self.flush()
-
-
-def reply_of(row: Mapping[str, Any]) -> Reply:
-    return Reply(
-        key=row["key"],
-        role=row["role"],
-        stage=row["stage"],
-        response=row["response"],
-        prompt_tokens=row["prompt_tokens"],
-        completion_tokens=row["completion_tokens"],
-        cost_usd=row["cost_usd"],
-        latency_ms=row["latency_ms"],
-    )
 
 
 def _step(step: Step) -> dict[str, Any]:

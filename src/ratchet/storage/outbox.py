@@ -18,7 +18,9 @@ from ratchet.core.cloudevent import BOOKKEEPING, CloudEvent, type_of_action, typ
 from ratchet.core.errors import Conflict, Missing
 from ratchet.storage.audit import trail
 from ratchet.storage.jobs import Jobs, jobs
-from ratchet.storage.sql import SqlArchive, Words, events
+from ratchet.storage.sql import SqlArchive
+from ratchet.storage.tables import events
+from ratchet.storage.texts import Words
 
 metadata = sa.MetaData()
 

@@ -10,8 +10,8 @@ import sqlalchemy as sa
 
 from ratchet.core.outcome import Outcome
 from ratchet.storage.jobs import jobs
-from ratchet.storage.sql import SqlArchive, evaluations, optimizations, replies
-from ratchet.storage.tables import RECORDED, REQUEST, RESULT
+from ratchet.storage.sql import SqlArchive
+from ratchet.storage.tables import RECORDED, REQUEST, RESULT, evaluations, optimizations, replies
 from ratchet.storage.texts import Row
 
 
@@ -47,7 +47,7 @@ def outcomes(archive: SqlArchive, tenant: str, *, since: str, until: str, target
         joined = query.join_from(jobs, optimizations, optimizations.c.id == jobs.c.id)
         rows: Sequence[Row] = connection.execute(joined).mappings().all()
         for texts in (REQUEST, RESULT):
-            rows = archive._shown(connection, texts, rows)
+            rows = archive.shown(connection, texts, rows)
         for row in rows:
             cost, result = costs.get(row["id"]), row["result"]
             found.append(

@@ -96,11 +96,10 @@ class Pen:
 
     def close(self) -> None:
         """Write what is waiting, and end the thread; another write begins another one."""
-        self.flush()
         with self._changed:
             self._closed = True
             self._changed.notify_all()
-            thread, self._thread = self._thread, None
+            thread = self._thread
         if thread is not None:
             thread.join()
 
@@ -113,6 +112,7 @@ class Pen:
             with self._changed:
                 self._changed.wait_for(lambda: self._waiting or self._closed)
                 if not self._waiting:
+                    self._thread = None  # not before: two threads would write out of order
                     return
             time.sleep(GATHERING_SECONDS)
             with self._changed:
@@ -122,7 +122,7 @@ class Pen:
             parts = [(rows[0][1], [values for _, _, values in rows]) for rows in (list(group) for _, group in groups)]
             try:
                 self._transact(parts)
-            except Exception as error:  # whoever waits must hear of it, whatever it is
+            except Exception as error:  # the thread's outermost turn: whoever waits must hear of it, whatever it is
                 cause = error if isinstance(error, RatchetError) else StorageUnavailable(f"a write failed: {error!r}")
                 with self._changed:
                     self._failed |= dict.fromkeys({who for who, _, _ in batch}, cause)

@@ -118,7 +118,7 @@ def how_cleaned(archive: SqlArchive, dataset_id: str) -> Cleaned | None:
     """How a data set was cleaned; None for one that was kept before anybody asked."""
     query = cleaned.select().where(cleaned.c.dataset_id == dataset_id)
     with archive.transaction() as connection:
-        found = archive._shown(connection, CLEANED, connection.execute(query).mappings().all())
+        found = archive.shown(connection, CLEANED, connection.execute(query).mappings().all())
     return Cleaned(policy=found[0]["policy"], report=found[0]["report"] or None) if found else None
 
 

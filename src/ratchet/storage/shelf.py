@@ -196,7 +196,7 @@ class Shelf:
         return [(row["number"], each) for row, each in zip(rows, found, strict=True)]
 
     def _datasets(self, connection: sa.Connection, rows: Sequence[sa.RowMapping]) -> list[Dataset]:
-        return [_dataset(row) for row in self._archive._shown(connection, FIELDS, rows)]
+        return [_dataset(row) for row in self._archive.shown(connection, FIELDS, rows)]
 
     # --- targets -----------------------------------------------------------------------------------------------------
 
@@ -232,7 +232,7 @@ class Shelf:
         return [(row["number"], each) for row, each in zip(rows, found, strict=True)]
 
     def _targets(self, connection: sa.Connection, rows: Sequence[sa.RowMapping]) -> list[StoredTarget]:
-        return [_target(row) for row in self._archive._shown(connection, SPEC, rows)]
+        return [_target(row) for row in self._archive.shown(connection, SPEC, rows)]
 
     # --- both --------------------------------------------------------------------------------------------------------
 

@@ -17,7 +17,8 @@ from ratchet.core.errors import Conflict, Missing
 from ratchet.storage.audit import Audit
 from ratchet.storage.outbox import DeadLetter, Outbox
 from ratchet.storage.sealing import PLAIN, Sealer
-from ratchet.storage.sql import SqlArchive, Words
+from ratchet.storage.sql import SqlArchive
+from ratchet.storage.texts import Words
 
 metadata = sa.MetaData()
 

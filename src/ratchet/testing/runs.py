@@ -34,7 +34,8 @@ from ratchet.programs.datasets import Splits
 from ratchet.run import Run
 from ratchet.settings import Settings
 from ratchet.storage.memory import MemoryNotebook
-from ratchet.storage.sql import SqlArchive, optimizations, replies
+from ratchet.storage.sql import SqlArchive
+from ratchet.storage.tables import optimizations, replies
 from ratchet.testing.lm import Asked, ScriptedLM
 from ratchet.testing.lm_server import LABELS, SIGNATURE, reply, rows
 
@@ -160,7 +161,7 @@ def identity(folder: Path) -> str | None:
 def recorded(folder: Path) -> Counter[str]:
     """Recorded replies by the stub's hash of the request's body."""
     archive = database(folder)
-    with archive._engine.connect() as connection:
+    with archive.transaction() as connection:
         found = (
             connection.execute(sa.select(sa.func.json_extract(sa.cast(replies.c.sealed, sa.Text), "$.response.id")))
             .scalars()
@@ -173,7 +174,7 @@ def recorded(folder: Path) -> Counter[str]:
 def reserved(folder: Path) -> int:
     """Requests noted as sent."""
     archive = database(folder)
-    with archive._engine.connect() as connection:
+    with archive.transaction() as connection:
         total = connection.execute(sa.select(sa.func.coalesce(sa.func.sum(replies.c.sends), 0))).scalar_one()
     archive.close()
     return int(total)
@@ -182,7 +183,7 @@ def reserved(folder: Path) -> int:
 def status(folder: Path) -> str:
     """The stored status of the one optimization in ``folder``."""
     archive = database(folder)
-    with archive._engine.connect() as connection:
+    with archive.transaction() as connection:
         found = connection.execute(sa.select(optimizations.c.status)).scalars().all()
     archive.close()
     return str(found[0]) if found else ""

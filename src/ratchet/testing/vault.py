@@ -151,7 +151,7 @@ def clear(archive: SqlArchive) -> str:
     for texts in TEXTS:
         archive.make(texts.table.metadata)
         with archive.transaction() as connection:
-            rows = archive._shown(connection, texts, connection.execute(texts.table.select()).mappings().all())
+            rows = archive.shown(connection, texts, connection.execute(texts.table.select()).mappings().all())
         found += [as_json({name: row[name] for name in texts.names}) for row in rows]
     with archive.transaction() as connection:
         kept = connection.execute(files.select()).all()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import socket
+from abc import abstractmethod
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
@@ -65,13 +66,13 @@ class GuardedResolver(ThreadedResolver):
         """All addresses of ``host``, allowed or not."""
         return await super().resolve(host, port, family)
 
+    @abstractmethod
     def check(self, host: str, port: int, address: IpAddress) -> None:
         """See whether ``host`` may lead to ``address``.
 
         Raises:
             OSError: it may not.
         """
-        raise NotImplementedError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

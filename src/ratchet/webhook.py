@@ -16,7 +16,7 @@ from ratchet.core.access import Actor
 from ratchet.core.cloudevent import CloudEvent
 from ratchet.core.errors import UserError
 from ratchet.courier import Undelivered
-from ratchet.programs.hosts import OpenHosts
+from ratchet.programs.hosts import OpenHosts, new_session
 from ratchet.storage.webhooks import PREFIX, Webhooks
 
 MEDIA_TYPE = "application/cloudevents+json; charset=utf-8"
@@ -68,7 +68,7 @@ class Postman:
     def __init__(self, hosts: OpenHosts, *, clock: Callable[[], datetime], seconds: float = PATIENCE_SECONDS) -> None:
         self._hosts = hosts
         self._clock = clock
-        self._timeout = aiohttp.ClientTimeout(total=seconds)
+        self._seconds = seconds
         self._session: aiohttp.ClientSession | None = None
 
     async def post(self, url: str, secret: str, event: CloudEvent) -> int:
@@ -78,13 +78,7 @@ class Postman:
             Undelivered: it was not taken.
         """
         if self._session is None:
-            self._session = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(resolver=self._hosts.resolver(), limit=0),
-                timeout=self._timeout,
-                auto_decompress=False,
-                cookie_jar=aiohttp.DummyCookieJar(),
-                trust_env=False,
-            )
+            self._session = new_session(self._hosts.resolver(), seconds=self._seconds)
         body, timestamp = body_of(event), int(self._clock().timestamp())
         headers = {
             "Content-Type": MEDIA_TYPE,
@@ -103,7 +97,7 @@ class Postman:
         except UserError as error:
             raise Undelivered(str(error)) from error
         except TimeoutError as error:
-            raise Undelivered(f"no answer in {self._timeout.total:g} s") from error
+            raise Undelivered(f"no answer in {self._seconds:g} s") from error
         except (aiohttp.ClientError, OSError, ValueError) as error:
             cause = error.os_error if isinstance(error, aiohttp.ClientConnectorError) else error
             raise Undelivered(f"{type(cause).__name__}: {cause}"[:300]) from error

@@ -8,6 +8,7 @@ from abc import abstractmethod
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
+import aiohttp
 from aiohttp.abc import ResolveResult
 from aiohttp.resolver import ThreadedResolver
 from yarl import URL
@@ -73,6 +74,23 @@ class GuardedResolver(ThreadedResolver):
         Raises:
             OSError: it may not.
         """
+
+
+def new_session(resolver: GuardedResolver, *, seconds: float) -> aiohttp.ClientSession:
+    """A session that asks only what ``resolver`` lets through, uses no proxy, keeps no cookies and unpacks nothing.
+
+    That no redirection is followed is for each request to say.
+
+    Args:
+        seconds: How long an answer may take, to its last byte.
+    """
+    return aiohttp.ClientSession(
+        connector=aiohttp.TCPConnector(resolver=resolver, limit=0),
+        timeout=aiohttp.ClientTimeout(total=seconds),
+        auto_decompress=False,
+        cookie_jar=aiohttp.DummyCookieJar(),
+        trust_env=False,
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,13 +8,14 @@ import hmac
 import json
 from collections.abc import Callable
 from datetime import datetime, timedelta
+from functools import cached_property
 
 import aiohttp
 import orjson
 
 from ratchet.core.access import Actor
 from ratchet.core.cloudevent import CloudEvent
-from ratchet.core.errors import UserError
+from ratchet.core.errors import Tampered, UserError
 from ratchet.courier import Undelivered
 from ratchet.programs.hosts import OpenHosts, new_session
 from ratchet.storage.webhooks import PREFIX, Webhooks
@@ -143,7 +144,6 @@ class WebhookSink:
         self._actor = actor
         self._clock = clock
         self._dead_after = dead_after
-        self._url, self._secret = webhooks.address(identity), webhooks.secret(identity)
         self._well: bool | None = None
 
     async def send(self, event: CloudEvent) -> None:
@@ -153,7 +153,7 @@ class WebhookSink:
             Undelivered: it was not taken.
         """
         try:
-            await self._postman.post(self._url, self._secret, event)
+            await self._post(event)
         except Undelivered as error:
             self._well = False
             patience = timedelta(0) if error.gone else self._dead_after
@@ -162,3 +162,15 @@ class WebhookSink:
         if not self._well:
             self._webhooks.note_arrival(self._id)
             self._well = True
+
+    async def _post(self, event: CloudEvent) -> None:
+        try:
+            url, secret = self._address
+        except Tampered as error:
+            raise Undelivered(str(error)) from error
+        await self._postman.post(url, secret, event)
+
+    @cached_property
+    def _address(self) -> tuple[str, str]:
+        """Where to post, and what signs it; looked up with the first event, so that it fails alone when it does."""
+        return self._webhooks.address(self._id), self._webhooks.secret(self._id)

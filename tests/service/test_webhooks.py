@@ -312,6 +312,20 @@ def test_a_dead_letter_that_was_changed_stays_one_with_its_cause(house: House, r
     assert "was changed or moved" in dead["error"]
 
 
+def test_a_secret_that_was_changed_fails_its_own_webhook_alone(house: House, receiver: Receiver) -> None:
+    ill, _ = (add(house, receiver, events=[kind]) for kind in ("ratchet.*", "ratchet.optimization.*"))
+    with house.desk.archive.transaction() as connection:
+        this = sa.text("UPDATE webhooks SET secret = :secret WHERE id = :id")
+        connection.execute(
+            this, {"secret": f"sealed:{base64.b64encode(bytes([0xA1, *[0] * 40])).decode()}", "id": ill["id"]}
+        )
+    begin(house)
+    deliver(house)
+    assert [event["type"] for event in receiver.taken] == ["ratchet.optimization.queued"]
+    found = house.ask("GET", f"/api/v1/webhooks/{ill['id']}").json()
+    assert "was changed or moved" in found["error"]
+
+
 def test_a_chore_that_fails_is_told_and_holds_back_no_event(house: House, receiver: Receiver) -> None:
     add(house, receiver, events=["ratchet.optimization.*"])
     begin(house)

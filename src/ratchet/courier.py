@@ -11,10 +11,8 @@ import asyncio
 import random
 import threading
 import time
-import traceback
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Protocol
@@ -22,7 +20,7 @@ from typing import Protocol
 import sqlalchemy as sa
 
 from ratchet.core.cloudevent import CloudEvent, fits
-from ratchet.core.errors import StorageUnavailable
+from ratchet.core.errors import RatchetError, Tampered, where
 from ratchet.storage.claims import Claims
 from ratchet.storage.outbox import TRAIL, Cursor, DeadLetter, Letter, Outbox, Outlet, Overtaken, Stream
 
@@ -33,6 +31,8 @@ LATE_SECONDS, LATE_EVENTS = 30.0, 10_000
 """How far is looked behind what was seen: PostgreSQL may show an event after one with a higher number."""
 MOVE_SECONDS = 5.0
 """How often the places of the outlets are kept."""
+TOLD = 1_000
+"""Lines that are not said again."""
 
 
 class Undelivered(Exception):
@@ -101,12 +101,17 @@ class Door:
 
 @dataclass
 class _Waiting:
-    """A stream with something to deliver."""
+    """A stream with something to deliver.
+
+    Attributes:
+        failures: How often, without a break, it could not even be tried.
+    """
 
     stream: Stream
     last: int
     cursor: Cursor | None = None
     due: datetime | None = None
+    failures: int = 0
     task: asyncio.Task[None] | None = None
 
 
@@ -179,7 +184,7 @@ class Courier:
         self._clock = clock
         self._rng = rng
         self._say = say
-        self._told = ""
+        self._told: deque[str] = deque(maxlen=TOLD)
         self._lines: dict[str, _Line] = {}
         self._seen: deque[tuple[float, int]] = deque()
         self._entry = 0
@@ -213,19 +218,28 @@ class Courier:
 
     async def turn(self) -> None:
         """Look, if this one is at work or can be."""
+        if self._overtaken:
+            self._say("somebody else has delivered events too, or a webhook was changed: beginning anew")
+            await self._let_go()
+        if not await self._went_well("events wait", self._look_if_held()):
+            await self._let_go()
+
+    async def _look_if_held(self) -> None:
+        if self._holding or self._claims.take(CLAIM):
+            self._holding = True
+            await self.look()
+
+    async def _went_well(self, what: str, work: Awaitable[None]) -> bool:
+        """Whether it did; what went wrong is told, and everything else goes on."""
         try:
-            if self._overtaken:
-                self._say("somebody else has delivered events too, or a webhook was changed: beginning anew")
-                await self._let_go()
-            if self._holding or self._claims.take(CLAIM):
-                self._holding = True
-                await self.look()
-        except (StorageUnavailable, sa.exc.SQLAlchemyError) as error:  # the next turn will tell
-            self._tell(f"events wait: {error}")
-            await self._let_go()
-        except Exception:  # the outermost turn: a chore may call what a user wrote
-            self._tell(f"events wait, by a bug:\n{traceback.format_exc()}")
-            await self._let_go()
+            await work
+        except (RatchetError, sa.exc.SQLAlchemyError) as error:
+            self._tell(f"{what}: {error}")
+        except Exception as error:  # the outermost turn of a look, a stream and a chore, which calls what users wrote
+            self._tell(f"{what}, by a bug:\n{where(error)}")
+        else:
+            return True
+        return False
 
     async def stop(self) -> None:
         """Leave what is under way to another, and close all connections."""
@@ -248,8 +262,8 @@ class Courier:
 
     def _tell(self, line: str) -> None:
         """Say ``line``, but not again and again."""
-        if line != self._told:
-            self._told = line
+        if line not in self._told:
+            self._told.append(line)
             self._say(line)
 
     # --- one look ----------------------------------------------------------------------------------------------------
@@ -257,7 +271,7 @@ class Courier:
     async def look(self) -> None:
         """See what is new, and begin to deliver what is due."""
         for chore in self._chores:
-            await asyncio.to_thread(chore)
+            await self._went_well("a chore is left undone", asyncio.to_thread(chore))
         outlets = {outlet.id: outlet for outlet in self._outbox.active()}
         for gone in self._lines.keys() - outlets.keys():
             for each in self._lines.pop(gone).waiting.values():
@@ -317,26 +331,33 @@ class Courier:
     async def _deliver(self, line: _Line, waiting: _Waiting) -> None:
         """Bring a stream's events, until one is not taken or there are no more."""
         try:
-            waiting.due = await self._bring(line, waiting)
-            place = waiting.cursor.place if waiting.cursor else -1
-            if waiting.due is None and place >= waiting.last:
-                line.done[waiting.stream.name] = place
-                line.waiting.pop(waiting.stream.name, None)
-        except Overtaken:
-            self._overtaken = True
-        except (StorageUnavailable, sa.exc.SQLAlchemyError) as error:
-            self._tell(f"events of {waiting.stream.name} wait: {error}")
+            if await self._went_well(f"events of {waiting.stream.name} wait", self._bring(line, waiting)):
+                waiting.failures = 0
+            else:
+                waiting.failures += 1
+                waiting.due = self._clock() + line.door.patience.wait(waiting.failures, self._rng)
         finally:
             waiting.task = None
 
-    async def _bring(self, line: _Line, waiting: _Waiting) -> datetime | None:
+    async def _bring(self, line: _Line, waiting: _Waiting) -> None:
+        try:
+            waiting.due = await self._bring_all(line, waiting)
+        except Overtaken:
+            self._overtaken = True
+            return
+        place = waiting.cursor.place if waiting.cursor else -1
+        if waiting.due is None and place >= waiting.last:
+            line.done[waiting.stream.name] = place
+            line.waiting.pop(waiting.stream.name, None)
+
+    async def _bring_all(self, line: _Line, waiting: _Waiting) -> datetime | None:
         """When to come again; None when everything was taken."""
         stream = waiting.stream
         cursor = waiting.cursor = self._outbox.cursor(line.outlet, stream)
         if cursor.next_at is not None and cursor.next_at > self._clock():
             return cursor.next_at
         passed: Letter | None = None  # behind the cursor, and of no interest
-        while letters := self._outbox.letters(stream, _behind(cursor, passed)):
+        while letters := self._letters(stream, _behind(cursor, passed)):
             for letter in letters:
                 passed = letter
                 if letter.event is None or not fits(letter.event.type, line.outlet.types):
@@ -348,6 +369,17 @@ class Courier:
         if passed is not None:
             waiting.cursor = self._outbox.delivered(cursor, passed)
         return None
+
+    def _letters(self, stream: Stream, cursor: Cursor) -> list[Letter]:
+        """What stands behind ``cursor``: of some that are not all as they were written, the first alone.
+
+        Raises:
+            Tampered: the first was changed.
+        """
+        try:
+            return self._outbox.letters(stream, cursor)
+        except Tampered:
+            return self._outbox.letters(stream, cursor, limit=1)
 
     async def _try(self, line: _Line, cursor: Cursor, letter: Letter, event: CloudEvent) -> Cursor:
         patience, attempt = line.door.patience, cursor.attempts + 1
@@ -377,20 +409,22 @@ class Courier:
                 task.add_done_callback(self._redelivering.discard)
 
     async def _retry(self, line: _Line, found: list[DeadLetter]) -> None:
+        await self._went_well("dead letters wait", self._bring_again(line, found))
+
+    async def _bring_again(self, line: _Line, found: list[DeadLetter]) -> None:
         patience = line.door.patience
-        with suppress(StorageUnavailable, sa.exc.SQLAlchemyError):  # the next round will tell
-            for dead in found:
+        for dead in found:
+            try:
                 event = self._outbox.exhume(dead)
-                try:
-                    if event is not None:
-                        await line.door.sink.send(event)
-                except Undelivered as error:
-                    attempt = dead.attempts + 1
-                    over = patience.attempts is not None and attempt >= patience.attempts
-                    next_at = None if over else self._clock() + patience.wait(attempt, self._rng)
-                    self._outbox.put_off(dead, next_at=next_at, error=str(error))
-                    return
-                self._outbox.settle(dead)
+                if event is not None:
+                    await line.door.sink.send(event)
+            except (Undelivered, Tampered) as error:
+                attempt = dead.attempts + 1
+                over = patience.attempts is not None and attempt >= patience.attempts
+                next_at = None if over else self._clock() + patience.wait(attempt, self._rng)
+                self._outbox.put_off(dead, next_at=next_at, error=str(error))
+                return
+            self._outbox.settle(dead)
 
     # --- what is kept ------------------------------------------------------------------------------------------------
 

@@ -8,15 +8,16 @@ import hmac
 import json
 from collections.abc import Callable
 from datetime import datetime, timedelta
+from functools import cached_property
 
 import aiohttp
 import orjson
 
 from ratchet.core.access import Actor
 from ratchet.core.cloudevent import CloudEvent
-from ratchet.core.errors import UserError
+from ratchet.core.errors import Tampered, UserError
 from ratchet.courier import Undelivered
-from ratchet.programs.hosts import OpenHosts
+from ratchet.programs.hosts import OpenHosts, new_session
 from ratchet.storage.webhooks import PREFIX, Webhooks
 
 MEDIA_TYPE = "application/cloudevents+json; charset=utf-8"
@@ -68,7 +69,7 @@ class Postman:
     def __init__(self, hosts: OpenHosts, *, clock: Callable[[], datetime], seconds: float = PATIENCE_SECONDS) -> None:
         self._hosts = hosts
         self._clock = clock
-        self._timeout = aiohttp.ClientTimeout(total=seconds)
+        self._seconds = seconds
         self._session: aiohttp.ClientSession | None = None
 
     async def post(self, url: str, secret: str, event: CloudEvent) -> int:
@@ -78,13 +79,7 @@ class Postman:
             Undelivered: it was not taken.
         """
         if self._session is None:
-            self._session = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(resolver=self._hosts.resolver(), limit=0),
-                timeout=self._timeout,
-                auto_decompress=False,
-                cookie_jar=aiohttp.DummyCookieJar(),
-                trust_env=False,
-            )
+            self._session = new_session(self._hosts.resolver(), seconds=self._seconds)
         body, timestamp = body_of(event), int(self._clock().timestamp())
         headers = {
             "Content-Type": MEDIA_TYPE,
@@ -103,7 +98,7 @@ class Postman:
         except UserError as error:
             raise Undelivered(str(error)) from error
         except TimeoutError as error:
-            raise Undelivered(f"no answer in {self._timeout.total:g} s") from error
+            raise Undelivered(f"no answer in {self._seconds:g} s") from error
         except (aiohttp.ClientError, OSError, ValueError) as error:
             cause = error.os_error if isinstance(error, aiohttp.ClientConnectorError) else error
             raise Undelivered(f"{type(cause).__name__}: {cause}"[:300]) from error
@@ -149,7 +144,6 @@ class WebhookSink:
         self._actor = actor
         self._clock = clock
         self._dead_after = dead_after
-        self._url, self._secret = webhooks.address(identity), webhooks.secret(identity)
         self._well: bool | None = None
 
     async def send(self, event: CloudEvent) -> None:
@@ -159,7 +153,7 @@ class WebhookSink:
             Undelivered: it was not taken.
         """
         try:
-            await self._postman.post(self._url, self._secret, event)
+            await self._post(event)
         except Undelivered as error:
             self._well = False
             patience = timedelta(0) if error.gone else self._dead_after
@@ -168,3 +162,15 @@ class WebhookSink:
         if not self._well:
             self._webhooks.note_arrival(self._id)
             self._well = True
+
+    async def _post(self, event: CloudEvent) -> None:
+        try:
+            url, secret = self._address
+        except Tampered as error:
+            raise Undelivered(str(error)) from error
+        await self._postman.post(url, secret, event)
+
+    @cached_property
+    def _address(self) -> tuple[str, str]:
+        """Where to post, and what signs it; looked up with the first event, so that it fails alone when it does."""
+        return self._webhooks.address(self._id), self._webhooks.secret(self._id)

@@ -8,11 +8,12 @@ import hashlib
 import hmac
 import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 
 from ratchet.core.access import Actor
 from ratchet.courier import Courier, Door, Patience
@@ -22,6 +23,7 @@ from ratchet.storage.claims import Claims, MemoryClaims
 from ratchet.storage.outbox import Outlet
 from ratchet.storage.tables import EVENT, events
 from ratchet.testing.service import House
+from ratchet.testing.vault import SECRET
 from ratchet.testing.webhooks import Delivery, Receiver
 from ratchet.webhook import Postman, WebhookSink
 
@@ -53,6 +55,7 @@ def courier(
     dead_after: timedelta = timedelta(days=3),
     claims: Claims | None = None,
     say: Callable[[str], None] = lambda line: None,
+    chores: Sequence[Callable[[], None]] = (),
 ) -> Courier:
     """A courier whose time is the clock of ``house``."""
     desk, clock = house.desk, house.clock
@@ -67,6 +70,7 @@ def courier(
         desk.outbox,
         claims or desk.archive.claims,
         door=door,
+        chores=chores,
         closing=[postman.close],
         clock=clock,
         rng=random.Random(0),
@@ -256,6 +260,86 @@ def test_a_dead_letter_of_what_was_erased_is_struck_off(house: House, receiver: 
     house.ask("POST", f"/api/v1/webhooks/{webhook['id']}/redeliver", json={})
     deliver(house)
     assert house.ask("GET", f"/api/v1/webhooks/{webhook['id']}/dead").json()["items"] == []
+
+
+def change(house: House, job: str, number: int) -> bytes:
+    """Change an event of ``job`` behind our back; what was there."""
+    with house.desk.archive.transaction() as connection:
+        mine = sa.select(events.c.number, events.c.sealed).where(events.c.optimization_id == job)
+        place, sealed = connection.execute(mine.order_by(events.c.number).offset(number - 1).limit(1)).one()
+        put(connection, place, sealed[:-1] + bytes([sealed[-1] ^ 1]))
+    return bytes(sealed)
+
+
+def put(connection: sa.Connection, place: int, sealed: bytes) -> None:
+    connection.execute(events.update().where(events.c.number == place).values(sealed=sealed))
+
+
+def test_an_event_that_was_changed_holds_back_its_own_optimization_and_is_told_once(
+    house: House, receiver: Receiver
+) -> None:
+    add(house, receiver, events=["ratchet.optimization.*"])
+    ill, well = begin(house), begin(house)
+    for job in (ill, well):
+        note(house, job, "begun", "best", text="x")
+    sealed, said = change(house, ill, 2), list[str]()
+
+    def sequences(job: str) -> list[str]:
+        return [event["sequence"] for event in receiver.taken if event["subject"] == job]
+
+    deliver(house, looks=4, say=said.append)
+    assert (sequences(ill), sequences(well)) == (["1"], ["1", "2", "3"])
+    assert len(said) == 1
+    assert f"events of {ill} wait" in said[0]
+    assert "was changed or moved" in said[0]
+    with house.desk.archive.transaction() as connection:  # as from a backup
+        mine = sa.select(events.c.number).where(events.c.optimization_id == ill).order_by(events.c.number)
+        put(connection, connection.execute(mine).scalars().all()[1], sealed)
+    deliver(house)
+    assert sequences(ill) == ["1", "2", "3"]
+
+
+def test_a_dead_letter_that_was_changed_stays_one_with_its_cause(house: House, receiver: Receiver) -> None:
+    webhook = add(house, receiver, events=["ratchet.optimization.*"])
+    job = begin(house)
+    receiver.answer = lambda event: 400
+    deliver(house, patience=Patience(attempts=1))
+    change(house, job, 1)
+    house.ask("POST", f"/api/v1/webhooks/{webhook['id']}/redeliver", json={})
+    deliver(house, looks=4, patience=Patience(attempts=2))
+    (dead,) = house.ask("GET", f"/api/v1/webhooks/{webhook['id']}/dead").json()["items"]
+    assert (dead["attempts"], dead["again"]) == (2, False)
+    assert "was changed or moved" in dead["error"]
+
+
+def test_a_secret_that_was_changed_fails_its_own_webhook_alone(house: House, receiver: Receiver) -> None:
+    ill, _ = (add(house, receiver, events=[kind]) for kind in ("ratchet.*", "ratchet.optimization.*"))
+    with house.desk.archive.transaction() as connection:
+        this = sa.text("UPDATE webhooks SET secret = :secret WHERE id = :id")
+        connection.execute(
+            this, {"secret": f"sealed:{base64.b64encode(bytes([0xA1, *[0] * 40])).decode()}", "id": ill["id"]}
+        )
+    begin(house)
+    deliver(house)
+    assert [event["type"] for event in receiver.taken] == ["ratchet.optimization.queued"]
+    found = house.ask("GET", f"/api/v1/webhooks/{ill['id']}").json()
+    assert "was changed or moved" in found["error"]
+
+
+def test_a_chore_that_fails_is_told_and_holds_back_no_event(house: House, receiver: Receiver) -> None:
+    add(house, receiver, events=["ratchet.optimization.*"])
+    begin(house)
+    said: list[str] = []
+
+    def chore() -> None:
+        raise ValueError(SECRET)
+
+    deliver(house, looks=2, say=said.append, chores=[chore])
+    assert len(receiver.taken) == 1
+    assert len(said) == 1
+    assert "by a bug" in said[0]
+    assert "ValueError" in said[0]
+    assert SECRET not in said[0]
 
 
 def test_tries_come_later_and_later(house: House, receiver: Receiver) -> None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import ipaddress
 import socket
+from abc import abstractmethod
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
+import aiohttp
 from aiohttp.abc import ResolveResult
 from aiohttp.resolver import ThreadedResolver
 from yarl import URL
@@ -65,13 +67,30 @@ class GuardedResolver(ThreadedResolver):
         """All addresses of ``host``, allowed or not."""
         return await super().resolve(host, port, family)
 
+    @abstractmethod
     def check(self, host: str, port: int, address: IpAddress) -> None:
         """See whether ``host`` may lead to ``address``.
 
         Raises:
             OSError: it may not.
         """
-        raise NotImplementedError
+
+
+def new_session(resolver: GuardedResolver, *, seconds: float) -> aiohttp.ClientSession:
+    """A session that asks only what ``resolver`` lets through, uses no proxy, keeps no cookies and unpacks nothing.
+
+    That no redirection is followed is for each request to say.
+
+    Args:
+        seconds: How long an answer may take, to its last byte.
+    """
+    return aiohttp.ClientSession(
+        connector=aiohttp.TCPConnector(resolver=resolver, limit=0),
+        timeout=aiohttp.ClientTimeout(total=seconds),
+        auto_decompress=False,
+        cookie_jar=aiohttp.DummyCookieJar(),
+        trust_env=False,
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

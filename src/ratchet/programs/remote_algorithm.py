@@ -29,7 +29,7 @@ from pydantic import ValidationError
 from ratchet.core.algorithm import Algorithm
 from ratchet.core.errors import BadRequest, BrokenProtocol, BudgetSpent
 from ratchet.core.problem import Problem, content_hash
-from ratchet.programs.hosts import GuardedResolver, IpAddress
+from ratchet.programs.hosts import GuardedResolver, IpAddress, new_session
 from ratchet.programs.loop import run
 from ratchet.programs.messages import PROTOCOL, Answer, Reader, Words, problem_json
 
@@ -200,13 +200,7 @@ class Link:
         }
         try:
             async with (
-                aiohttp.ClientSession(
-                    connector=aiohttp.TCPConnector(resolver=self.hosts.resolver(), force_close=True),
-                    timeout=aiohttp.ClientTimeout(total=self.seconds),
-                    auto_decompress=False,
-                    cookie_jar=aiohttp.DummyCookieJar(),
-                    trust_env=False,
-                ) as session,
+                new_session(self.hosts.resolver(), seconds=self.seconds) as session,
                 session.post(self.url, data=body, headers=headers, allow_redirects=False) as response,
             ):
                 answer = await self._read(turn, response)

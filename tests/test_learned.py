@@ -83,7 +83,7 @@ def test_a_resumed_optimization_begins_as_it_began(tmp_path: Path) -> None:
     with StubServer() as stub:
         carry_out(begun(stub, tmp_path))
         run = begun(stub, tmp_path, seed=2)
-        archive: SqlArchive = run.notebook._archive  # type: ignore[attr-defined]
+        archive: SqlArchive = run.notebook.database  # type: ignore[attr-defined]
         SqlLessons(archive).forget("default")
         resumed = again(run.id, tmp_path)
     assert run.start.state == "on"

@@ -166,7 +166,7 @@ class SqlNotebook:
     """All that is kept of one optimization."""
 
     def __init__(self, database: Database, optimization_id: str) -> None:
-        self._database = database
+        self.database = database
         self._id = optimization_id
         self._owner = f"{OWNER}:{optimization_id}"
         self.journal = SqlJournal(database, optimization_id)
@@ -178,18 +178,18 @@ class SqlNotebook:
         Raises:
             InUse: another process holds it.
         """
-        if not self._database.claims.take(self._id):
+        if not self.database.claims.take(self._id):
             raise InUse(f"another process is working on {self._id}; wait for it, or end it first")
         try:
             yield
         finally:
-            self._database.claims.release(self._id)
+            self.database.claims.release(self._id)
 
     def keep_examples(self, splits: Mapping[str, Sequence[Example]]) -> None:
         """Keep the data as it was split; a second call changes nothing."""
         there = sa.select(examples.c.position).where(examples.c.optimization_id == self._id).limit(1)
-        box = self._database.vault.writing(self._owner)
-        with self._database.reading() as connection:
+        box = self.database.vault.writing(self._owner)
+        with self.database.reading() as connection:
             if connection.execute(there).first() is not None:
                 return
             for split, rows in splits.items():
@@ -201,14 +201,14 @@ class SqlNotebook:
                         "inputs": dict(example.inputs),
                         "labels": dict(example.labels),
                     }
-                    connection.execute(self._database.statements.example, EXAMPLE.hide(box, values))
+                    connection.execute(self.database.statements.example, EXAMPLE.hide(box, values))
 
     def examples(self) -> dict[str, tuple[Example, ...]]:
         """The splits that were kept, in order."""
         query = examples.select().where(examples.c.optimization_id == self._id).order_by(examples.c.position)
         splits: dict[str, list[Example]] = {}
-        with self._database.reading() as connection:
-            for row in self._database.shown(connection, EXAMPLE, connection.execute(query).mappings().all()):
+        with self.database.reading() as connection:
+            for row in self.database.shown(connection, EXAMPLE, connection.execute(query).mappings().all()):
                 example = Example(inputs=row["inputs"], labels=row["labels"])
                 splits.setdefault(row["split"], []).append(example)
         return {split: tuple(rows) for split, rows in splits.items()}
@@ -223,19 +223,19 @@ class SqlNotebook:
             "origin": candidate.origin,
             "stage": stage,
         }
-        box = self._database.vault.writing(self._owner)
-        self._database.pen.write(self._id, self._database.statements.candidate, CANDIDATE.hide(box, values))
+        box = self.database.vault.writing(self._owner)
+        self.database.pen.write(self._id, self.database.statements.candidate, CANDIDATE.hide(box, values))
 
     def candidates(self) -> list[tuple[Candidate, str]]:
         """Candidates and the stage that made them, in the order they were first seen."""
         query = candidates.select().where(candidates.c.optimization_id == self._id).order_by(candidates.c.number)
-        with self._database.reading() as connection:
+        with self.database.reading() as connection:
             return [
                 (
                     Candidate.from_state(row["state"], parents=json.loads(row["parents"]), origin=row["origin"]),
                     row["stage"],
                 )
-                for row in self._database.shown(connection, CANDIDATE, connection.execute(query).mappings().all())
+                for row in self.database.shown(connection, CANDIDATE, connection.execute(query).mappings().all())
             ]
 
     def keep_evaluation(self, evaluation: Evaluation, *, stage: str) -> None:
@@ -260,15 +260,15 @@ class SqlNotebook:
             "cost_usd": usage.cost_usd,
             "latency_ms": usage.latency_ms,
         }
-        box = self._database.vault.writing(self._owner)
-        self._database.pen.write(self._id, self._database.statements.evaluation, EVALUATION.hide(box, values))
+        box = self.database.vault.writing(self._owner)
+        self.database.pen.write(self._id, self.database.statements.evaluation, EVALUATION.hide(box, values))
 
     def evaluations(self) -> Iterable[tuple[Evaluation, str]]:
         """Evaluations and the stage that first asked for them, in the order they were kept."""
         known = {example.key: example for split in self.examples().values() for example in split}
         query = evaluations.select().where(evaluations.c.optimization_id == self._id).order_by(evaluations.c.number)
-        box = self._database.vault.box(self._owner)
-        with self._database.reading() as connection:
+        box = self.database.vault.box(self._owner)
+        with self.database.reading() as connection:
             for row in connection.execute(query).mappings():
                 yield _evaluation(EVALUATION.show(box, row), known[row["example"]]), row["stage"]
 
@@ -280,14 +280,14 @@ class SqlNotebook:
             "kind": event.kind,
             "payload": dict(event.payload),
         }
-        box = self._database.vault.writing(self._owner)
-        self._database.pen.write(self._id, self._database.statements.event, EVENT.hide(box, values))
+        box = self.database.vault.writing(self._owner)
+        self.database.pen.write(self._id, self.database.statements.event, EVENT.hide(box, values))
 
     def events(self, *, after: int = 0) -> list[tuple[int, Event]]:
         """Numbered events, from 1."""
         query = events.select().where(events.c.optimization_id == self._id).order_by(events.c.number)
-        with self._database.reading() as connection:
-            rows = self._database.shown(connection, EVENT, connection.execute(query).mappings().all())
+        with self.database.reading() as connection:
+            rows = self.database.shown(connection, EVENT, connection.execute(query).mappings().all())
         return [
             (number, Event(kind=row["kind"], payload=row["payload"]))
             for number, row in enumerate(rows, start=1)
@@ -296,7 +296,7 @@ class SqlNotebook:
 
     def add_seconds(self, seconds: float) -> None:
         """Add wall time spent on it."""
-        self._database.pen.write(self._id, self._database.statements.seconds, {"of": self._id, "more": seconds})
+        self.database.pen.write(self._id, self.database.statements.seconds, {"of": self._id, "more": seconds})
 
     def flush(self) -> None:
         """Wait until everything kept so far would survive a crash.
@@ -304,17 +304,17 @@ class SqlNotebook:
         Raises:
             StorageUnavailable: it cannot be kept.
         """
-        self._database.pen.flush(self._id)
+        self.database.pen.flush(self._id)
 
     def set_status(self, status: str, *, error: str = "", result: Mapping[str, Any] | None = None) -> None:
         """Move it to another status."""
         values: dict[str, Any] = {"id": self._id, "status": status, "error": error or None}
         values["result"] = None if result is None else dict(result)
-        box = self._database.vault.writing(self._owner)
+        box = self.database.vault.writing(self._owner)
         for texts in (RESULT, ERROR):
             values = texts.hide(box, values)
         told = {"of": self._id, **{f"new_{name}": value for name, value in values.items() if name != "id"}}
-        self._database.pen.write(self._id, self._database.statements.status, told)
+        self.database.pen.write(self._id, self.database.statements.status, told)
         self.flush()
 
 

@@ -119,7 +119,7 @@ def carry_out(run: Run, *, retry_seconds: float | None = None) -> Outcome:
         result = run.execute()
     except RatchetError as raised:
         error = raised
-    archive: SqlArchive = run.notebook._archive  # type: ignore[attr-defined]
+    archive: SqlArchive = run.notebook.database  # type: ignore[attr-defined]
     best = (result.winner or result.baseline) if result else None
     outcome = Outcome(
         id=run.id,

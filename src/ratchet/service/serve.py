@@ -28,7 +28,7 @@ SWITCH_SECONDS = 0.0005
 cost beside a thousand optimizations at work in the same process."""
 
 
-COLLECT_AFTER = (20_000, 5, 50)
+COLLECT_AFTER = (5_000, 5, 200)
 """Thresholds of Python's cycle collector. With its own, 700, 10 and 10, it went through the whole heap 51 times while
 300 optimizations ran, for up to 0.9 s each in which no other thread could run, and freed next to nothing."""
 

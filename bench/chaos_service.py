@@ -39,7 +39,7 @@ import psycopg
 import sqlalchemy as sa
 
 from bench.alike import differences, told
-from bench.service import Service, free_port
+from bench.service import Service
 from bench.sheet import Bar, conclude, say, size_of, table
 from bench.stub import StubProcess, Weather
 from ratchet.bootstrap import open_archive
@@ -48,6 +48,7 @@ from ratchet.settings import Settings
 from ratchet.storage.sql import SqlArchive
 from ratchet.storage.tables import RECORDED, REPLY, replies
 from ratchet.testing.lm_server import rows
+from ratchet.testing.ports import free_port
 from ratchet.testing.postgres import PostgresServer
 from ratchet.testing.service import request
 

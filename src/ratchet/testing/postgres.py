@@ -10,7 +10,6 @@ import os
 import pwd
 import shutil
 import signal
-import socket
 import subprocess
 import time
 from collections.abc import Callable
@@ -19,6 +18,8 @@ from types import TracebackType
 from typing import Literal
 
 import psycopg
+
+from ratchet.testing.ports import free_port
 
 
 def programs() -> Path | None:
@@ -52,9 +53,7 @@ class PostgresServer:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        with socket.socket() as listener:
-            listener.bind(("127.0.0.1", 0))
-            self.port = int(listener.getsockname()[1])
+        self.port = free_port()
         self._process: subprocess.Popen[bytes] | None = None
 
     @property

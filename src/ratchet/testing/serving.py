@@ -8,7 +8,6 @@ with ServingProcess(home, lm_base=stub.base) as serving:
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
 import threading
@@ -30,14 +29,8 @@ from ratchet.service.app import create_app
 from ratchet.settings import Settings
 from ratchet.storage.audit import Audit
 from ratchet.storage.keys import Keys
+from ratchet.testing.ports import free_port
 from ratchet.testing.service import Clock, RecordingQueue, actor, desk_in
-
-
-def free_port() -> int:
-    """A port that nobody listens on."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
 
 
 @dataclass

@@ -49,7 +49,7 @@ from ratchet.storage.sql import SqlArchive
 from ratchet.storage.tables import RECORDED, REPLY, replies
 from ratchet.testing.lm_server import rows
 from ratchet.testing.ports import free_port
-from ratchet.testing.postgres import PostgresServer
+from ratchet.testing.postgres import a_postgres
 from ratchet.testing.service import request
 
 ALGORITHMS = ("gepa", "bootstrap", "miprov2", "random_search", "dspy.bootstrap_random_search")
@@ -144,9 +144,7 @@ class Day:
         """Everything from the first request to the last result."""
         with ExitStack() as stack:
             self.stub = stack.enter_context(StubProcess(WEATHER))
-            server_folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ratchet-pg-", dir="/tmp")))
-            server_folder.chmod(0o755)
-            self.server = stack.enter_context(PostgresServer(server_folder / "server"))
+            self.server = stack.enter_context(a_postgres())
             self.service = stack.enter_context(
                 Service(
                     self._folder,

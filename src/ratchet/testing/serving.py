@@ -93,6 +93,26 @@ class ServingProcess:
         return {"RATCHET_SERVER": self.url, "RATCHET_API_KEY": self.key(role), **more}
 
 
+def begin_worker(settings: Settings) -> subprocess.Popen[str]:
+    """``ratchet worker`` in a process of its own, at work."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "ratchet", "worker"],
+        env={
+            **os.environ,
+            "RATCHET_HOME": str(settings.home),
+            "RATCHET_DATABASE_URL": settings.database,
+            "RATCHET_WEBHOOK_ALLOW": settings.webhook_allow,
+            "RATCHET_MLFLOW": "false",
+            "PYTHONWARNINGS": "ignore",
+        },
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stderr is not None
+    assert "is at work" in process.stderr.readline()
+    return process
+
+
 class ServingThread:
     """A service without a worker, on a free port, in a thread of this process."""
 

@@ -27,6 +27,7 @@ from ratchet.core.errors import (
     TooLarge,
     TooMany,
 )
+from ratchet.core.patience import retry_after
 
 PREFIX = "/api/v1"
 RETRIES = (0.1, 0.3, 1.0, 3.0)
@@ -201,10 +202,10 @@ class Patience:
         if not refused and not (call.repeatable and response.status_code in (502, 504)):
             return None
         seconds = next(self._left, None)
-        asked = response.headers.get("Retry-After", "")
-        if seconds is None or not asked.isdecimal():
+        asked = retry_after(response.headers.get("Retry-After"))
+        if seconds is None or asked is None:
             return seconds
-        return None if int(asked) > LONGEST_WAIT else max(seconds, float(asked))
+        return None if asked > LONGEST_WAIT else max(seconds, asked)
 
     def after_error(self, error: httpx.TransportError, call: Call) -> float | None:
         """Seconds to wait; None to give up."""

@@ -77,6 +77,8 @@ class AlgorithmServer:
         location: Where it redirects to, with such a status.
         hangs: Whether it gives no answer from that turn on.
         drips: Whether it sends one byte now and then instead.
+        drops: How many answers it loses from that turn on: the connection breaks in the middle of them.
+        busy: How many messages it does not look at from that turn on, because it is busy (429).
         messages: What came in, in order.
         refused: Messages that were not signed as they should be.
     """
@@ -93,11 +95,14 @@ class AlgorithmServer:
     location: str | None = None
     hangs: bool = False
     drips: bool = False
+    drops: int = 0
+    busy: int = 0
     messages: list[dict[str, Any]] = field(default_factory=list)
     refused: int = 0
 
     def __post_init__(self) -> None:
         self._sessions: dict[str, JsonSearch] = {}
+        self._answers: dict[str, Answer] = {}
         self._closing = threading.Event()
         self._server: ThreadingHTTPServer | None = None
 
@@ -126,8 +131,10 @@ class AlgorithmServer:
         self.close()
 
     def answer(self, message: dict[str, Any]) -> Answer:
-        """The answer to one message, without any lie."""
+        """The answer to one message, without any lie; to one that comes again, the same."""
         name = message["session"]
+        if message["kind"] != "start" and self._answers[name]["turn"] == message["turn"]:
+            return self._answers[name]
         try:
             match message["kind"]:
                 case "start":
@@ -139,7 +146,8 @@ class AlgorithmServer:
                     told = {"request": self._sessions[name].send(message["reply"])}
         except StopIteration as end:
             told = {"finalists": end.value}
-        return {"session": name, "turn": message["turn"], **told}
+        self._answers[name] = {"session": name, "turn": message["turn"], **told}
+        return self._answers[name]
 
 
 class _Server(ThreadingHTTPServer):
@@ -161,8 +169,12 @@ def _handler(server: AlgorithmServer) -> type[BaseHTTPRequestHandler]:
                 self.send_error(403, "the signature does not fit")
                 return
             message = json.loads(raw)
-            server.messages.append(message)
             bad = message["turn"] >= server.at
+            if bad and server.busy:
+                server.busy -= 1
+                self.send_error(429, "busy")
+                return
+            server.messages.append(message)
             if bad and server.hangs:
                 server._closing.wait()
                 return
@@ -184,6 +196,9 @@ def _handler(server: AlgorithmServer) -> type[BaseHTTPRequestHandler]:
                     self.wfile.write(bytes([byte]))
                     if server._closing.wait(0.05):
                         return
+            elif bad and server.drops:
+                server.drops -= 1
+                self.wfile.write(body[: len(body) // 2])
             else:
                 self.wfile.write(body)
 

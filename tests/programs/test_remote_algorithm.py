@@ -8,7 +8,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from typing import Any
 
 import pytest
@@ -23,6 +23,7 @@ from ratchet.core.problem import Candidate
 from ratchet.programs.remote_algorithm import AllowedHosts, Link, RemoteAlgorithm, Resolver, signature
 from ratchet.testing import SyntheticProblem
 from ratchet.testing.algorithm_server import AlgorithmServer, JsonSearch, climb
+from ratchet.testing.http_server import HttpServer, Quiet
 
 SECRET = "a shared secret"
 HERE = AllowedHosts.from_text("127.0.0.1")
@@ -294,25 +295,24 @@ def test_a_server_that_is_started_again_meanwhile_gets_the_turn() -> None:
 
 
 def test_one_that_asks_for_more_time_than_a_turn_has_is_given_up_at_once() -> None:
-    class Later(BaseHTTPRequestHandler):
+    asked: list[str] = []
+
+    class Later(Quiet, BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             asked.append(self.path)
             self.send_response(503)
             self.send_header("Retry-After", "3600")
             self.end_headers()
 
-        def log_message(self, format: str, *args: Any) -> None:
-            return
+    class Busy(HttpServer):
+        def handler(self) -> type[BaseHTTPRequestHandler]:
+            return Later
 
-    asked: list[str] = []
     began = time.monotonic()
-    with ThreadingHTTPServer(("127.0.0.1", 0), Later) as server:
-        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
-        url = f"http://127.0.0.1:{server.server_address[1]}/"
-        remote = RemoteAlgorithm(link=Link(url=url, secret=SECRET, hosts=HERE, seconds=30.0), identity="test")
+    with Busy() as server:
+        link = Link(url=f"http://127.0.0.1:{server.port}/", secret=SECRET, hosts=HERE, seconds=30.0)
         with pytest.raises(BrokenProtocol, match="turn 1, status: it is 503; expected 200"):
-            SyntheticProblem().solve(remote)
-        server.shutdown()
+            SyntheticProblem().solve(RemoteAlgorithm(link=link, identity="test"))
     assert asked == ["/"]
     assert time.monotonic() - began < 5
 

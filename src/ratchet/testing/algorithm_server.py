@@ -11,16 +11,15 @@ from __future__ import annotations
 
 import json
 import random
-import sys
 import threading
 import time
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from types import TracebackType
+from http.server import BaseHTTPRequestHandler
 from typing import Any, TypeAlias
 
 from ratchet.programs.remote_algorithm import signature
+from ratchet.testing.http_server import HttpServer, Quiet
 
 JsonSearch: TypeAlias = Generator[dict[str, Any], Any, list[dict[str, Any]]]
 Answer: TypeAlias = dict[str, Any]
@@ -61,7 +60,7 @@ def _prompt(best: dict[str, Any], name: str, rows: dict[str, Any]) -> str:
 
 
 @dataclass(kw_only=True)
-class AlgorithmServer:
+class AlgorithmServer(HttpServer):
     """The server; a context manager that listens in a thread of this process.
 
     Attributes:
@@ -104,31 +103,20 @@ class AlgorithmServer:
         self._sessions: dict[str, JsonSearch] = {}
         self._answers: dict[str, Answer] = {}
         self._closing = threading.Event()
-        self._server: ThreadingHTTPServer | None = None
 
     @property
     def url(self) -> str:
         """What to give as ``--algorithm``."""
         return f"http://127.0.0.1:{self.port}/climb"
 
-    def start(self) -> AlgorithmServer:
-        """Listen."""
-        self._server = _Server(("127.0.0.1", self.port), _handler(self))
-        self.port = self._server.server_address[1]
-        threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
-        return self
+    def handler(self) -> type[BaseHTTPRequestHandler]:
+        """Answers as it was told."""
+        return _handler(self)
 
     def close(self) -> None:
         """Stop listening; what hangs is let go."""
         self._closing.set()
-        if self._server is not None:
-            self._server.shutdown()
-            self._server.server_close()
-
-    __enter__ = start
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self.close()
+        super().close()
 
     def answer(self, message: dict[str, Any]) -> Answer:
         """The answer to one message, without any lie; to one that comes again, the same."""
@@ -150,17 +138,8 @@ class AlgorithmServer:
         return self._answers[name]
 
 
-class _Server(ThreadingHTTPServer):
-    daemon_threads = True
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that hung up is what some tests are about; anything else is told."""
-        if not isinstance(sys.exc_info()[1], OSError):
-            super().handle_error(request, client_address)
-
-
 def _handler(server: AlgorithmServer) -> type[BaseHTTPRequestHandler]:
-    class Handler(BaseHTTPRequestHandler):
+    class Answers(Quiet, BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             raw = self.rfile.read(int(self.headers["Content-Length"]))
             stamp = self.headers["Ratchet-Timestamp"]
@@ -202,7 +181,4 @@ def _handler(server: AlgorithmServer) -> type[BaseHTTPRequestHandler]:
             else:
                 self.wfile.write(body)
 
-        def log_message(self, format: str, *args: Any) -> None:
-            return
-
-    return Handler
+    return Answers

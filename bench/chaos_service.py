@@ -45,6 +45,7 @@ from bench.stub import StubProcess, Weather
 from ratchet.bootstrap import open_archive
 from ratchet.client import Client, StreamedEvent
 from ratchet.settings import Settings
+from ratchet.storage.jobs import AT_REST
 from ratchet.storage.sql import SqlArchive
 from ratchet.storage.tables import RECORDED, REPLY, replies
 from ratchet.testing.lm_server import rows
@@ -59,7 +60,6 @@ WEATHER = Weather(latency=0.1, jitter=0.5)
 PATIENCE_SECONDS = 3600.0
 _NAME = "split_part(j.data::json->>'data', '@', 1)"
 """An optimization's name in SQL: what its data set is called. Clients may not know its id yet."""
-AT_REST = ("improved", "no_proven_gain", "declined", "failed", "cancelled")
 
 
 @dataclass(slots=True)

@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from ratchet.core.access import Actor
 from ratchet.core.errors import Conflict
 from ratchet.storage.audit import Audit, state_hash
-from ratchet.storage.jobs import ENDED, jobs
+from ratchet.storage.jobs import AT_REST, jobs, listed, standing
 from ratchet.storage.sql import SqlArchive
 from ratchet.storage.statements import newest_first, the_row
 from ratchet.storage.tables import optimizations
@@ -66,9 +66,6 @@ schedules = sa.Table(
 )
 ORDERS = Texts(schedules, "orders", at=("id",), of="id", owner="schedule")
 """What a schedule asks for may hold whole programs."""
-
-AT_REST = (*ENDED, "failed", "cancelled")
-"""How an optimization stands when nothing more happens to it by itself."""
 
 Overlap = Literal["skip", "queue"]
 OVERLAPS: tuple[Overlap, ...] = get_args(Overlap)
@@ -205,13 +202,13 @@ class Cycles:
             .order_by(members.c.position)
         )
         with self._archive.transaction() as connection:
-            rows = connection.execute(query).mappings().all()
+            rows = [listed(self._archive, connection, row) for row in connection.execute(query).mappings().all()]
         return [
             Member(
                 position=row["position"],
                 id=row["id"],
                 target=row["target"],
-                status=_standing(row),
+                status=standing(row),
                 reason=row["reason"],
             )
             for row in rows
@@ -280,7 +277,7 @@ class Cycles:
         found: dict[str, dict[str, int]] = {}
         for row in connection.execute(query).mappings():
             counts = found.setdefault(row["cycle"], {})
-            counts[_standing(row)] = counts.get(_standing(row), 0) + 1
+            counts[standing(row)] = counts.get(standing(row), 0) + 1
         return found
 
     def _cycle(self, connection: sa.Connection, tenant: str, identity: str) -> Cycle:
@@ -421,12 +418,6 @@ class Schedules:
 
     def _schedule(self, connection: sa.Connection, tenant: str | None, identity: str) -> Schedule:
         return self._schedules(connection, [the_row(connection, schedules, "schedule", tenant, identity)])[0]
-
-
-def _standing(row: sa.RowMapping) -> str:
-    """As ``ratchet.storage.jobs`` has it: worked on until its files are kept."""
-    status = str(row["status"])
-    return status if status == "queued" or row["settled"] == row["attempt"] else "running"
 
 
 def _cycle(row: sa.RowMapping, statuses: Mapping[str, int]) -> Cycle:

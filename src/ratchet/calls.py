@@ -172,7 +172,7 @@ def checked(response: httpx.Response) -> httpx.Response:
 
 def read_json(response: httpx.Response) -> Json:
     """The answer as JSON data; nothing for one without a body, and one page for a list."""
-    data = checked(response).json() if checked(response).content else {}
+    data = response.json() if checked(response).content else {}
     return {"items": data, "next": None} if isinstance(data, list) else cast(Json, data)
 
 

@@ -30,6 +30,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -163,12 +164,12 @@ class Day:
                 Client(self.service.url, key=self.service.key, timeout_seconds=60, retry_seconds=[0.5] * 240)
             )
             began = time.monotonic()
-            submitting = threading.Thread(target=self._submit, daemon=True)
-            submitting.start()
-            self._watch()
+            submitting = stack.enter_context(ThreadPoolExecutor(1)).submit(self._submit)
+            self._watch(submitting)
             self.seconds = time.monotonic() - began
-            for thread in (submitting, *self.listeners):
-                thread.join(timeout=60)
+            submitting.result()
+            for listener in self.listeners:
+                listener.join(timeout=60)
             self._read()
             self.audit = json.loads(self.service.ratchet("audit", "verify", "--json"))
         return self.lived
@@ -207,12 +208,14 @@ class Day:
 
     # --- the bad day -------------------------------------------------------------------------------------------------
 
-    def _watch(self) -> None:
+    def _watch(self, submitting: Future[None]) -> None:
         """Wait until all have come to rest, and kill meanwhile."""
         stops: list[tuple[float, Literal["immediate", "fast"]]] = [(0.25, "immediate"), (0.6, "fast")]
         killed, end, before = time.monotonic(), time.monotonic() + PATIENCE_SECONDS, -1
         while (done := self._done()) < len(self.lived) and time.monotonic() < end:
             self._start_again()
+            if submitting.done():
+                submitting.result()  # what could not be asked for is not waited for
             if done != before:
                 say(f"  {done} of {len(self.lived)} at rest, {self.kills} kills")
                 before = done

@@ -33,8 +33,8 @@ class Patience:
 def retry_after(text: str | None) -> float | None:
     """The seconds that a ``Retry-After`` header asks for; None where it names a date, or nothing that can be read.
 
-    >>> retry_after(" 12 "), retry_after("Fri, 31 Dec 1999 23:59:59 GMT"), retry_after(None)
-    (12.0, None, None)
+    >>> [retry_after(text) for text in (" 12 ", "Fri, 31 Dec 1999 23:59:59 GMT", "²", None)]
+    [12.0, None, None, None]
     """
     text = (text or "").strip()
     return float(text) if text.isascii() and text.isdigit() else None

@@ -42,6 +42,8 @@ from bench.alike import differences, told
 from bench.sheet import Bar, conclude, say, size_of, table
 from bench.stub import Outage, StubProcess, Weather
 from ratchet.bootstrap import open_archive
+from ratchet.cli import main as ratchet
+from ratchet.engine import plan
 from ratchet.settings import Settings
 from ratchet.storage.sql import SqlArchive
 from ratchet.testing.lm_server import SIGNATURE, rows
@@ -298,9 +300,6 @@ def _last_words(told: str) -> str:
 
 def child(free_runs: int, words: list[str]) -> None:
     """The ``ratchet`` command, with a smaller search where calls are not limited."""
-    from ratchet.cli import main as ratchet
-    from ratchet.engine import plan
-
     assert isinstance(plan.DEFAULT_RUNS, int)
     plan.DEFAULT_RUNS = free_runs
     sys.argv = ["ratchet", *words]

@@ -30,6 +30,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -39,16 +40,18 @@ import psycopg
 import sqlalchemy as sa
 
 from bench.alike import differences, told
-from bench.service import Service, free_port
+from bench.service import Service
 from bench.sheet import Bar, conclude, say, size_of, table
 from bench.stub import StubProcess, Weather
 from ratchet.bootstrap import open_archive
 from ratchet.client import Client, StreamedEvent
 from ratchet.settings import Settings
+from ratchet.storage.jobs import AT_REST
 from ratchet.storage.sql import SqlArchive
 from ratchet.storage.tables import RECORDED, REPLY, replies
 from ratchet.testing.lm_server import rows
-from ratchet.testing.postgres import PostgresServer
+from ratchet.testing.ports import free_port
+from ratchet.testing.postgres import a_postgres
 from ratchet.testing.service import request
 
 ALGORITHMS = ("gepa", "bootstrap", "miprov2", "random_search", "dspy.bootstrap_random_search")
@@ -58,7 +61,6 @@ WEATHER = Weather(latency=0.1, jitter=0.5)
 PATIENCE_SECONDS = 3600.0
 _NAME = "split_part(j.data::json->>'data', '@', 1)"
 """An optimization's name in SQL: what its data set is called. Clients may not know its id yet."""
-AT_REST = ("improved", "no_proven_gain", "declined", "failed", "cancelled")
 
 
 @dataclass(slots=True)
@@ -143,9 +145,7 @@ class Day:
         """Everything from the first request to the last result."""
         with ExitStack() as stack:
             self.stub = stack.enter_context(StubProcess(WEATHER))
-            server_folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ratchet-pg-", dir="/tmp")))
-            server_folder.chmod(0o755)
-            self.server = stack.enter_context(PostgresServer(server_folder / "server"))
+            self.server = stack.enter_context(a_postgres())
             self.service = stack.enter_context(
                 Service(
                     self._folder,
@@ -164,12 +164,12 @@ class Day:
                 Client(self.service.url, key=self.service.key, timeout_seconds=60, retry_seconds=[0.5] * 240)
             )
             began = time.monotonic()
-            submitting = threading.Thread(target=self._submit, daemon=True)
-            submitting.start()
-            self._watch()
+            submitting = stack.enter_context(ThreadPoolExecutor(1)).submit(self._submit)
+            self._watch(submitting)
             self.seconds = time.monotonic() - began
-            for thread in (submitting, *self.listeners):
-                thread.join(timeout=60)
+            submitting.result()
+            for listener in self.listeners:
+                listener.join(timeout=60)
             self._read()
             self.audit = json.loads(self.service.ratchet("audit", "verify", "--json"))
         return self.lived
@@ -208,12 +208,14 @@ class Day:
 
     # --- the bad day -------------------------------------------------------------------------------------------------
 
-    def _watch(self) -> None:
+    def _watch(self, submitting: Future[None]) -> None:
         """Wait until all have come to rest, and kill meanwhile."""
         stops: list[tuple[float, Literal["immediate", "fast"]]] = [(0.25, "immediate"), (0.6, "fast")]
         killed, end, before = time.monotonic(), time.monotonic() + PATIENCE_SECONDS, -1
         while (done := self._done()) < len(self.lived) and time.monotonic() < end:
             self._start_again()
+            if submitting.done():
+                submitting.result()  # what could not be asked for is not waited for
             if done != before:
                 say(f"  {done} of {len(self.lived)} at rest, {self.kills} kills")
                 before = done

@@ -38,7 +38,7 @@ from bench.service import Service
 from bench.sheet import Bar, conclude, say, size_of, table
 from bench.stub import StubProcess, Weather
 from ratchet.client import AsyncClient
-from ratchet.testing.postgres import PostgresServer
+from ratchet.testing.postgres import a_postgres
 from ratchet.testing.service import data, request
 
 LISTENERS, CALLS, LATENCY = 50, 120, 0.5
@@ -136,9 +136,8 @@ async def _hear(url: str, key: str, job: str) -> list[dict[str, Any]]:
 def fleet(n: int, base: str, *, postgres: bool) -> Iterator[tuple[Service, list[int]]]:
     """A service for ``n`` at once, and the process ids of the database server."""
     with ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ratchet-fleet-", dir="/tmp")))
-        folder.chmod(0o755)
-        server = stack.enter_context(PostgresServer(folder / "server")) if postgres else None
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ratchet-fleet-")))
+        server = stack.enter_context(a_postgres()) if postgres else None
         workers = 2 if postgres else 1
         settings = {
             "RATCHET_WORKER_CONCURRENCY": str(-(-n // workers)),
@@ -146,7 +145,7 @@ def fleet(n: int, base: str, *, postgres: bool) -> Iterator[tuple[Service, list[
             "RATCHET_GLOBAL_CONCURRENCY": str(n),
         }
         url = server.url if server else None
-        service = stack.enter_context(Service(folder / "ours", bases=[base], database_url=url, settings=settings))
+        service = stack.enter_context(Service(folder, bases=[base], database_url=url, settings=settings))
         service.start_api(worker=not postgres)
         started = [service.start_worker() for _ in range(workers)] if postgres else []
         while not all(map(service.at_work, started)):

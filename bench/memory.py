@@ -27,6 +27,15 @@ from typing import Any
 
 from bench.sheet import Bar, Spread, conclude, say, size_of, table
 from bench.stub import StubProcess
+from ratchet.begin import new_run, resumed_run
+from ratchet.bootstrap import open_archive
+from ratchet.core.problem import Example
+from ratchet.engine.optimize import Optimizer
+from ratchet.options import Options
+from ratchet.prepare import Given
+from ratchet.programs import loop
+from ratchet.programs.datasets import Splits
+from ratchet.settings import Settings, quiet_libraries
 from ratchet.testing.lm_server import LABELS, SIGNATURE, rows
 
 MOST_MB = 400
@@ -51,16 +60,6 @@ class Work:
 
 def main_of_child(text: str) -> None:
     """Do what ``text`` says, and print the id and the megabytes it took."""
-    from ratchet.begin import new_run, resumed_run
-    from ratchet.bootstrap import open_archive
-    from ratchet.core.problem import Example
-    from ratchet.engine.optimize import Optimizer
-    from ratchet.options import Options
-    from ratchet.prepare import Given
-    from ratchet.programs import loop
-    from ratchet.programs.datasets import Splits
-    from ratchet.settings import Settings, quiet_libraries
-
     quiet_libraries()
     work = Work(**json.loads(text))
     settings = Settings(home=Path(work.home), mlflow=False)

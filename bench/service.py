@@ -9,7 +9,6 @@ with Service(folder, bases=[stub.base()], database_url=server.url) as service:
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -20,14 +19,9 @@ from types import TracebackType
 
 import httpx
 
+from ratchet.testing.ports import free_port
+
 STARTING_SECONDS = 120.0
-
-
-def free_port() -> int:
-    """A port of this machine that nobody listens on."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
 
 
 class Service:

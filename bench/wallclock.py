@@ -37,6 +37,7 @@ from typing import Any
 
 import dspy
 
+import ratchet
 from bench.sheet import Bar, Spread, conclude, say, size_of, table
 from bench.stub import StubProcess, Weather
 from ratchet.core.statistics import Comparison, compare_paired
@@ -186,8 +187,6 @@ def dspy_gepa(work: Work) -> Found:
 
 def ours(work: Work) -> Found:
     """``ratchet.optimize``."""
-    import ratchet
-
     program, (train, validation, test) = dspy.Predict(SIGNATURE), data(work.seed, work.sizes)
     status = []
 

@@ -24,7 +24,8 @@ from ratchet.cli.app import app
 from ratchet.client import AsyncClient
 from ratchet.core.access import Role, allows
 from ratchet.testing.lm_server import SIGNATURE, StubServer, rows
-from ratchet.testing.serving import ServingProcess, free_port
+from ratchet.testing.ports import free_port
+from ratchet.testing.serving import ServingProcess
 
 TOOLS = {"optimize", "status", "result", "list", "cancel", "versions", "promote"}
 

@@ -19,6 +19,19 @@ def test_an_advisory_is_a_finding_with_the_version_that_mends_it() -> None:
     assert "Fixed in 2" in found.what
 
 
+def test_an_advisory_without_words_is_a_finding_too() -> None:
+    vulnerability = {"id": "PYSEC-2026-1", "fix_versions": [], "description": ""}
+    ((found,), _, _) = advisories({"dependencies": [{"name": "a", "version": "1", "vulns": [vulnerability]}]})
+    assert "Fixed in no version" in found.what
+
+
+def test_a_finding_is_not_explained_by_what_is_said_of_another() -> None:
+    assert verdict([BAD], [], 1, explained="PYSEC-2026-12 does not reach us.")[1] == 1
+    taken_back = Finding(pin="a==1", name="yanked", what="")
+    assert verdict([taken_back], [], 1, explained="aa==1, a==1.2 and a==1-x")[1] == 1
+    assert verdict([taken_back], [], 1, explained="`a==1` was yanked for nothing.")[1] == 0
+
+
 def test_a_finding_fails_until_it_is_explained() -> None:
     assert verdict([BAD], [], 1, explained="")[1] == 1
     assert verdict([BAD], [], 1, explained="PYSEC-2026-1 does not reach us: we read no such files.")[1] == 0

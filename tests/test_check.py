@@ -11,11 +11,12 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
-from ratchet.check import GAIN, Promise, check
+from ratchet.check import AGAIN, GAIN, Promise, asked_twice, check
 from ratchet.cli.app import app
 from ratchet.core.algorithm import Generate, evaluate, generate
 from ratchet.core.problem import PredictorState
-from ratchet.testing.algorithm_server import AlgorithmServer
+from ratchet.programs.remote_algorithm import AllowedHosts, Link, RemoteAlgorithm
+from ratchet.testing.algorithm_server import AlgorithmServer, JsonSearch
 
 
 @pytest.fixture(autouse=True)
@@ -52,6 +53,34 @@ def test_a_search_that_finds_nothing_is_weak_and_not_refused() -> None:
     assert [(promise.what, promise.required) for promise in broken(lazy)] == [
         (GAIN.removeprefix("test_").replace("_", " "), False)
     ]
+
+
+def of(server: AlgorithmServer) -> RemoteAlgorithm:
+    here = AllowedHosts.from_text("127.0.0.1")
+    return RemoteAlgorithm(link=Link(url=server.url, secret=server.secret, hosts=here), identity="check")
+
+
+def test_a_server_that_answers_a_turn_again_as_before_is_told_so() -> None:
+    with AlgorithmServer() as server:
+        assert asked_twice(of(server)) == Promise(what=AGAIN, kept=True, required=False)
+
+
+def test_a_server_that_goes_on_when_a_turn_comes_again_is_told_and_not_refused() -> None:
+    class Forgetful(AlgorithmServer):
+        def answer(self, message: dict[str, Any]) -> dict[str, Any]:
+            self._answers.clear()
+            self._answers[message["session"]] = {"turn": None}
+            return super().answer(message)
+
+    def counting(problem: dict[str, Any], rng: random.Random) -> JsonSearch:
+        for number in range(4):
+            yield {"tell": f"step {number}"}
+        return [problem["seed"]]
+
+    with Forgetful(search=counting) as server:
+        found = asked_twice(of(server))
+    assert (found.kept, found.required) == (False, False)
+    assert "turn 2, answer: it is another one" in found.where
 
 
 def test_chance_of_its_own_is_found() -> None:

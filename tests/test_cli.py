@@ -345,9 +345,10 @@ def test_a_folder_that_cannot_be_written_to_is_told_before_anything_is_paid(stub
     assert stub.requests == 0
 
 
-def test_ctrl_c_stops_cleanly_and_resume_goes_on(data: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("algorithm", ["gepa", "dspy.gepa", "dspy.miprov2"])
+def test_ctrl_c_stops_cleanly_and_resume_goes_on(algorithm: str, data: str) -> None:
     with StubServer(latency=0.05) as slow:
-        arguments = ["optimize", SIGNATURE, "--data", data, *lm(slow), "--max-calls", "400", "--algorithm", "gepa"]
+        arguments = ["optimize", SIGNATURE, "--data", data, *lm(slow), "--max-calls", "400", "--algorithm", algorithm]
         process = subprocess.Popen(
             [sys.executable, "-m", "ratchet", *arguments],
             stdout=subprocess.PIPE,

@@ -15,7 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ratchet.core.cloudevent import CloudEvent
-from ratchet.courier import Courier, Door, Patience, Undelivered
+from ratchet.core.patience import Patience
+from ratchet.courier import Courier, Door, Undelivered
 from ratchet.desk import Desk
 from ratchet.engine.archive import Event, Optimization
 from ratchet.storage.claims import MemoryClaims

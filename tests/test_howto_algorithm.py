@@ -25,6 +25,7 @@ from ratchet.core.evaluation import Evaluation, Evaluations, Step, Usage
 from ratchet.core.problem import Budget, Candidate, Example, FieldSpec, PredictorSpec, PredictorState, Problem
 from ratchet.programs.messages import Answer, Words, problem_json
 from ratchet.testing.lm_server import SIGNATURE, StubServer, rows
+from ratchet.testing.ports import free_port
 
 DOCS = Path(__file__).parents[1] / "docs"
 FENCE = re.compile(r"^```(\w+)(?: (\w+)=(\S+))?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -113,9 +114,7 @@ def test_the_server_runs_beside_the_built_ins_as_the_page_says(folder: Path, mon
     assert "RATCHET_ALGORITHM_HOSTS=127.0.0.1" in export
     monkeypatch.setenv("CLIMB_SECRET", "0f" * 32)
     monkeypatch.setenv("RATCHET_ALGORITHM_HOSTS", "127.0.0.1")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
+    port = str(free_port())
     _, file, _, _ = begin.split()
     server = subprocess.Popen([sys.executable, file, port], stderr=subprocess.DEVNULL)
     try:

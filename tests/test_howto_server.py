@@ -3,57 +3,22 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from ratchet.agent_tools import Tools
 from ratchet.cli.server import HERE, REMOTE
-from ratchet.testing.serving import free_port
+from ratchet.testing.pages import run_blocks
 
 PAGES = [Path(__file__).parents[1] / "docs" / "howto" / name for name in ("use-a-server.md", "mcp.md")]
 
 
 @pytest.mark.timeout(300)
 def test_the_blocks_of_both_pages_lead_from_a_key_to_an_agent_with_a_proof(tmp_path: Path) -> None:
-    text = "\n".join(page.read_text(encoding="utf-8") for page in PAGES)
-    script = "set -e\n" + "\n".join(re.findall(r"```bash\n(.*?)```", text, re.DOTALL))
-    for port in ("8004", "8123"):
-        script = script.replace(port, str(free_port()))
-    commands = tmp_path / "bin"
-    commands.mkdir()
-    for name, words in (("ratchet", "-m ratchet"), ("python", "")):
-        source = Path(__file__).parents[1] / "src"
-        (commands / name).write_text(f'#!/bin/sh\nPYTHONPATH={source} exec {sys.executable} {words} "$@"\n')
-        (commands / name).chmod(0o755)
-    with (tmp_path / "out").open("wb") as out, (tmp_path / "err").open("wb") as err:
-        process = subprocess.Popen(
-            ["bash", "-c", script],
-            cwd=tmp_path,
-            env={
-                **{name: value for name, value in os.environ.items() if not name.startswith("RATCHET_")},
-                "PATH": f"{commands}:{os.environ['PATH']}",
-                "RATCHET_HOME": str(tmp_path / "home"),
-                "RATCHET_MLFLOW": "false",
-                "PYTHONWARNINGS": "ignore",
-            },
-            stdout=out,
-            stderr=err,
-            start_new_session=True,
-        )
-        try:
-            code = process.wait(timeout=280)
-        finally:
-            os.killpg(process.pid, signal.SIGKILL)  # the servers it began
-            process.wait()
-    said = (tmp_path / "out").read_text()
-    assert code == 0, said + (tmp_path / "err").read_text()
-    assert "warning" not in (tmp_path / "err").read_text()
+    said, told = run_blocks(PAGES, tmp_path, seconds=280)
+    assert "warning" not in told
     assert "signed by the holder of" in said
     assert re.search(r"^[0-9a-f]{12} \d+ ended 0\.\d+$", said, re.MULTILINE)
     assert "The tools act at http://127.0.0.1:" in said

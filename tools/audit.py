@@ -43,8 +43,13 @@ class Finding:
     what: str
 
     def explained_in(self, text: str) -> bool:
-        """Whether ``text`` has something to say of it: its name, and for a yanked release the pin."""
-        return (self.pin if self.name == "yanked" else self.name) in text
+        """Whether ``text`` has something to say of it: its name, and for a yanked release the pin.
+
+        >>> Finding(pin="a==1", name="PYSEC-2024-1", what="").explained_in("PYSEC-2024-12 does not reach us")
+        False
+        """
+        name = re.escape(self.pin if self.name == "yanked" else self.name)
+        return re.search(rf"(?<![\w.-]){name}(?![\w-]|\.\w)", text) is not None
 
 
 def advisories(report: Mapping[str, Any]) -> tuple[list[Finding], list[str], int]:
@@ -59,7 +64,8 @@ def advisories(report: Mapping[str, Any]) -> tuple[list[Finding], list[str], int
             skipped.append(str(each["name"]))
         for vulnerability in each.get("vulns", []):
             fixed = ", ".join(vulnerability["fix_versions"]) or "no version"
-            what = f"{vulnerability.get('description', '').splitlines()[0][:200]} Fixed in {fixed}."
+            first = vulnerability.get("description", "").partition("\n")[0]
+            what = f"{first[:200]} Fixed in {fixed}."
             found.append(Finding(pin=f"{each['name']}=={each['version']}", name=vulnerability["id"], what=what))
     return found, skipped, len(report["dependencies"])
 

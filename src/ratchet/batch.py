@@ -16,8 +16,8 @@ from ratchet.core.access import Actor
 from ratchet.core.errors import BadRequest, Conflict, Missing, UserError
 from ratchet.options import Options, Order
 from ratchet.storage.audit import state_hash
-from ratchet.storage.cycles import AT_REST, Cycle, Cycles, Overlap, Schedule, Schedules
-from ratchet.storage.jobs import Job, Wanted
+from ratchet.storage.cycles import Cycle, Cycles, Overlap, Schedule, Schedules
+from ratchet.storage.jobs import AT_REST, Job, Wanted
 
 MOST = 200
 """Optimizations of one cycle."""

@@ -78,7 +78,8 @@ def new_courier(desk: Desk, settings: Settings, *, say: Callable[[str], None]) -
     import random
 
     from ratchet.core.access import Actor
-    from ratchet.courier import Courier, Door, Patience
+    from ratchet.core.patience import Patience
+    from ratchet.courier import Courier, Door
     from ratchet.listeners import hosts_of
     from ratchet.storage.outbox import Outlet
     from ratchet.webhook import Postman, WebhookSink

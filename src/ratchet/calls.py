@@ -27,6 +27,7 @@ from ratchet.core.errors import (
     TooLarge,
     TooMany,
 )
+from ratchet.core.patience import retry_after
 
 PREFIX = "/api/v1"
 RETRIES = (0.1, 0.3, 1.0, 3.0)
@@ -171,7 +172,7 @@ def checked(response: httpx.Response) -> httpx.Response:
 
 def read_json(response: httpx.Response) -> Json:
     """The answer as JSON data; nothing for one without a body, and one page for a list."""
-    data = checked(response).json() if checked(response).content else {}
+    data = response.json() if checked(response).content else {}
     return {"items": data, "next": None} if isinstance(data, list) else cast(Json, data)
 
 
@@ -201,10 +202,10 @@ class Patience:
         if not refused and not (call.repeatable and response.status_code in (502, 504)):
             return None
         seconds = next(self._left, None)
-        asked = response.headers.get("Retry-After", "")
-        if seconds is None or not asked.isdecimal():
+        asked = retry_after(response.headers.get("Retry-After"))
+        if seconds is None or asked is None:
             return seconds
-        return None if int(asked) > LONGEST_WAIT else max(seconds, float(asked))
+        return None if asked > LONGEST_WAIT else max(seconds, asked)
 
     def after_error(self, error: httpx.TransportError, call: Call) -> float | None:
         """Seconds to wait; None to give up."""

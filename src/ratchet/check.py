@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
 
 from ratchet.core.algorithm import Search
 from ratchet.core.errors import BrokenContract, BrokenProtocol, BudgetSpent
 from ratchet.core.problem import Candidate
+from ratchet.programs.remote_algorithm import Link, RemoteAlgorithm, broken, read_answer
 from ratchet.testing import AlgorithmConformance, Order, SyntheticProblem
 
 GAIN = "test_the_toy_problem_is_solved_with_most_seeds"
 """The one promise that is about how good a search is; the others say that it can be used at all."""
+AGAIN = "a turn that comes twice gets the same answer"
+"""What a server promises beside; one that does not is in order until an answer is lost on the way."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Promise:
-    """One promise of ``AlgorithmConformance``, and whether it was kept.
+    """One promise of ``AlgorithmConformance``, or of a server, and whether it was kept.
 
     Attributes:
         what: The promise.
@@ -55,6 +59,32 @@ def check(search: Search, name: str) -> Iterator[Promise]:
                 return
         else:
             yield Promise(what=what, kept=True, required=required)
+    if isinstance(search, RemoteAlgorithm):
+        yield asked_twice(search)
+
+
+def asked_twice(search: RemoteAlgorithm) -> Promise:
+    """Whether a server can be sent a turn again whose answer was lost."""
+    link = _Twice(**{each.name: getattr(search.link, each.name) for each in fields(Link)})
+    try:
+        SyntheticProblem(runs=100).solve(RemoteAlgorithm(link=link, identity=f"{search.identity}-twice"))
+    except (BrokenContract, BudgetSpent) as error:
+        return Promise(what=AGAIN, kept=False, where=str(error), required=False)
+    return Promise(what=AGAIN, kept=True, required=False)
+
+
+class _Twice(Link):
+    """Sends each message again, as if its answer had been lost."""
+
+    __slots__ = ()
+
+    def exchange(self, message: Mapping[str, Any]) -> bytes:
+        """The answer that came both times."""
+        first, again = super().exchange(message), super().exchange(message)
+        turn = message["turn"]
+        if read_answer(self.url, turn, first) != read_answer(self.url, turn, again):
+            raise broken(self.url, turn, "answer", "it is another one when the same message comes again; keep the last")
+        return again
 
 
 class _Conformance(AlgorithmConformance):

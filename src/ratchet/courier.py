@@ -14,13 +14,14 @@ import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Protocol
 
 import sqlalchemy as sa
 
 from ratchet.core.cloudevent import CloudEvent, fits
 from ratchet.core.errors import RatchetError, Tampered, where
+from ratchet.core.patience import Patience
 from ratchet.storage.claims import Claims
 from ratchet.storage.outbox import TRAIL, Cursor, DeadLetter, Letter, Outbox, Outlet, Overtaken, Stream
 
@@ -59,29 +60,6 @@ class Sink(Protocol):
         Raises:
             Undelivered: it was not taken.
         """
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Patience:
-    """How often, and how soon, an event is tried again.
-
-    Attributes:
-        attempts: Tries before an event is a dead letter; None for any number.
-        first_seconds, most_seconds: The wait doubles from the one to the other.
-    """
-
-    attempts: int | None = 16
-    first_seconds: float = 1.0
-    most_seconds: float = 3600.0
-
-    def wait(self, attempt: int, rng: random.Random, *, asked_seconds: float = 0.0) -> timedelta:
-        """How long to wait after the ``attempt``-th try; half of it is chance, so that not all come at once.
-
-        Args:
-            asked_seconds: Not less than this, which was asked for, up to the limit.
-        """
-        full = min(self.most_seconds, self.first_seconds * 2.0 ** min(attempt - 1, 40))
-        return timedelta(seconds=max(full * rng.uniform(0.5, 1.0), min(asked_seconds, self.most_seconds)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -94,12 +94,19 @@ def clean_examples(cleaner: Cleaner, examples: Sequence[Example]) -> tuple[tuple
     Raises:
         BadRequest: an input is dropped.
     """
-    inputs, found = cleaner.rows([example.inputs for example in examples])
-    for name in found.dropped:
-        raise BadRequest(f"pii: {name!r} is dropped, and it is an input of the program", field="fields", value=name)
-    labels, more = cleaner.rows([example.labels for example in examples])
-    pairs = zip(inputs, labels, strict=True)
-    return tuple(Example(inputs=given, labels=known) for given, known in pairs), found.with_labels(more)
+    # Both at once: a number that an input gives away is to be found in the label of any example, too.
+    rows, report = cleaner.rows([example.fields for example in examples])
+    for name in report.dropped:
+        if any(name in example.inputs for example in examples):
+            raise BadRequest(f"pii: {name!r} is dropped, and it is an input of the program", field="fields", value=name)
+    pairs = zip(examples, rows, strict=True)
+    return tuple(
+        Example(
+            inputs={name: row[name] for name in example.inputs},
+            labels={name: row[name] for name in example.labels if name in row},
+        )
+        for example, row in pairs
+    ), report
 
 
 def clean_splits(cleaner: Cleaner, splits: Splits) -> Splits:

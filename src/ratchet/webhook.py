@@ -16,6 +16,7 @@ import orjson
 from ratchet.core.access import Actor
 from ratchet.core.cloudevent import CloudEvent
 from ratchet.core.errors import Tampered, UserError
+from ratchet.core.patience import retry_after
 from ratchet.courier import Undelivered
 from ratchet.programs.hosts import OpenHosts, new_session
 from ratchet.storage.webhooks import PREFIX, Webhooks
@@ -94,7 +95,7 @@ class Postman:
                 if 200 <= reply.status < 300:
                     await reply.content.read(4096)  # so that the connection can be used again
                     return reply.status
-                status, later = reply.status, reply.headers.get("Retry-After", "")
+                status, later = reply.status, retry_after(reply.headers.get("Retry-After"))
         except UserError as error:
             raise Undelivered(str(error)) from error
         except TimeoutError as error:
@@ -106,8 +107,7 @@ class Postman:
             raise Undelivered(
                 f"it answered {status}, a redirection, and none is followed; give the address it leads to"
             )
-        wait = float(later) if later.isascii() and later.isdigit() and len(later) < 10 else 0.0
-        raise Undelivered(f"it answered {status}", gone=status == 410, wait_seconds=wait)
+        raise Undelivered(f"it answered {status}", gone=status == 410, wait_seconds=later or 0.0)
 
     async def close(self) -> None:
         """Close the connections."""

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import random
-import subprocess
-import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
@@ -22,8 +18,9 @@ from ratchet.engine.archive import Event
 from ratchet.options import Options, Order
 from ratchet.settings import Settings
 from ratchet.testing.lm_server import SIGNATURE, StubServer
-from ratchet.testing.postgres import PostgresServer, programs
+from ratchet.testing.postgres import a_postgres, programs
 from ratchet.testing.service import BASE, RecordingQueue, actor, data
+from ratchet.testing.serving import begin_worker
 from ratchet.testing.webhooks import Receiver
 from ratchet.workflows import Dispatcher
 
@@ -36,30 +33,8 @@ def settings(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Setting
     if request.param == "sqlite":
         yield home
         return
-    with tempfile.TemporaryDirectory(prefix="ratchet-pg-", dir="/tmp") as folder:
-        Path(folder).chmod(0o755)
-        with PostgresServer(Path(folder) / "server") as server:
-            yield home.model_copy(update={"database_url": server.url})
-
-
-def worker(settings: Settings) -> subprocess.Popen[str]:
-    """``ratchet worker``, at work."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "ratchet", "worker"],
-        env={
-            **os.environ,
-            "RATCHET_HOME": str(settings.home),
-            "RATCHET_DATABASE_URL": settings.database,
-            "RATCHET_WEBHOOK_ALLOW": settings.webhook_allow,
-            "RATCHET_MLFLOW": "false",
-            "PYTHONWARNINGS": "ignore",
-        },
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stderr is not None
-    assert "is at work" in process.stderr.readline()
-    return process
+    with a_postgres() as server:
+        yield home.model_copy(update={"database_url": server.url})
 
 
 def until(holds: Callable[[], bool], *, seconds: float = 60.0) -> None:
@@ -109,7 +84,7 @@ def test_a_worker_that_is_killed_while_it_delivers_loses_no_event_and_keeps_thei
             job = desk.optimize(actor(), asked.options, target=asked.target, data=asked.data)
             desk.stop(actor(), job.id, "cancel")  # so that no worker begins it
             jobs.append(job.id)
-        first = worker(settings)
+        first = begin_worker(settings)
         second = new_courier(desk, settings, say=lambda line: None)
         second.start()
         for number in range(40):
@@ -167,29 +142,27 @@ def test_a_scheduled_cycle_that_was_missed_runs_once_and_tells_when_it_is_comple
 if programs() is not None:
 
     def test_a_database_server_that_is_started_again_while_events_are_delivered_loses_none(tmp_path: Path) -> None:
-        with tempfile.TemporaryDirectory(prefix="ratchet-pg-", dir="/tmp") as folder, Receiver() as receiver:
-            Path(folder).chmod(0o755)
-            with PostgresServer(Path(folder) / "server") as server:
-                settings = Settings(
-                    home=tmp_path, mlflow=False, database_url=server.url, lm_bases=BASE, webhook_allow="127.0.0.1"
-                )
-                desk = open_desk(settings, tmp_path, RecordingQueue())
-                desk.listeners.add(actor(), url=receiver.url, types=["ratchet.optimization.*"])
-                asked = order()
-                job = desk.optimize(actor(), asked.options, target=asked.target, data=asked.data)
-                notebook = desk.archive.open(job.id)
-                for number in range(300):
-                    notebook.note(Event(kind="best", payload={"number": number}))
-                notebook.flush()
-                courier = new_courier(desk, settings, say=lambda line: None)
-                courier.start()
-                until(lambda: len(receiver.taken) > 20)
-                server.stop()
-                assert len(receiver.taken) < 301
-                time.sleep(0.7)
-                server.start()
-                until(lambda: len({event["id"] for event in receiver.taken}) == 301)
-                courier.close()
-                taken = [int(event["sequence"]) for event in receiver.taken]
-                assert list(dict.fromkeys(taken)) == list(range(1, 302))
-                desk.close()
+        with Receiver() as receiver, a_postgres() as server:
+            settings = Settings(
+                home=tmp_path, mlflow=False, database_url=server.url, lm_bases=BASE, webhook_allow="127.0.0.1"
+            )
+            desk = open_desk(settings, tmp_path, RecordingQueue())
+            desk.listeners.add(actor(), url=receiver.url, types=["ratchet.optimization.*"])
+            asked = order()
+            job = desk.optimize(actor(), asked.options, target=asked.target, data=asked.data)
+            notebook = desk.archive.open(job.id)
+            for number in range(300):
+                notebook.note(Event(kind="best", payload={"number": number}))
+            notebook.flush()
+            courier = new_courier(desk, settings, say=lambda line: None)
+            courier.start()
+            until(lambda: len(receiver.taken) > 20)
+            server.stop()
+            assert len(receiver.taken) < 301
+            time.sleep(0.7)
+            server.start()
+            until(lambda: len({event["id"] for event in receiver.taken}) == 301)
+            courier.close()
+            taken = [int(event["sequence"]) for event in receiver.taken]
+            assert list(dict.fromkeys(taken)) == list(range(1, 302))
+            desk.close()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import sqlite3
 import subprocess
 import sys
@@ -19,6 +18,7 @@ from typing import Any
 import pytest
 
 from ratchet.testing.lm_server import SIGNATURE, StubServer, rows
+from ratchet.testing.ports import free_port
 from ratchet.testing.vault import SECRET, leaks
 
 
@@ -27,9 +27,7 @@ class Server:
 
     def __init__(self, folder: Path, base: str) -> None:
         self.folder = folder
-        with socket.socket() as listener:
-            listener.bind(("127.0.0.1", 0))
-            self.port = int(listener.getsockname()[1])
+        self.port = free_port()
         (folder / "tmp").mkdir()
         self.log = folder / "log"
         variables = {

@@ -6,7 +6,6 @@ import asyncio
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -20,15 +19,10 @@ from websockets.asyncio.client import connect
 
 from ratchet.storage.sql import SqlArchive
 from ratchet.testing.lm_server import StubServer
+from ratchet.testing.ports import free_port
 from ratchet.testing.service import data, request
 
 Ask = Callable[..., Any]
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
 
 
 class Server:

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
@@ -19,8 +15,9 @@ from ratchet.options import Options
 from ratchet.settings import Settings
 from ratchet.storage.jobs import Job
 from ratchet.testing.lm_server import SIGNATURE, StubServer
-from ratchet.testing.postgres import PostgresServer, programs
+from ratchet.testing.postgres import a_postgres, programs
 from ratchet.testing.service import actor, data
+from ratchet.testing.serving import begin_worker
 from ratchet.workflows import Dispatcher
 
 DATABASES = ("postgresql",) if programs() is not None else ("sqlite",)
@@ -32,29 +29,8 @@ def settings(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Setting
     if request.param == "sqlite":
         yield home
         return
-    with tempfile.TemporaryDirectory(prefix="ratchet-pg-", dir="/tmp") as folder:
-        Path(folder).chmod(0o755)
-        with PostgresServer(Path(folder) / "server") as server:
-            yield home.model_copy(update={"database_url": server.url})
-
-
-def worker(settings: Settings) -> subprocess.Popen[str]:
-    """``ratchet worker``, at work."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "ratchet", "worker"],
-        env={
-            **os.environ,
-            "RATCHET_HOME": str(settings.home),
-            "RATCHET_DATABASE_URL": settings.database,
-            "RATCHET_MLFLOW": "false",
-            "PYTHONWARNINGS": "ignore",
-        },
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stderr is not None
-    assert "is at work" in process.stderr.readline()
-    return process
+    with a_postgres() as server:
+        yield home.model_copy(update={"database_url": server.url})
 
 
 def until(desk: Desk, job: Job, holds: Callable[[Job], bool]) -> Job:
@@ -78,12 +54,12 @@ def asked_for(settings: Settings, stub: StubServer, folder: Path) -> tuple[Desk,
 def test_what_a_killed_worker_had_another_takes_up(settings: Settings, tmp_path: Path) -> None:
     with StubServer(latency=0.03) as stub:
         desk, job = asked_for(settings.model_copy(update={"lm_bases": stub.base}), stub, tmp_path)
-        first = worker(settings)
+        first = begin_worker(settings)
         until(desk, job, lambda now: stub.requests > 40)
         first.kill()
         first.communicate()
         killed_at = time.monotonic()
-        second = worker(settings)
+        second = begin_worker(settings)
         begun = len(desk.jobs.events(job.id, after=0))
         until(desk, job, lambda now: len(desk.jobs.events(job.id, after=0)) > begun)
         assert time.monotonic() - killed_at < 30
@@ -104,25 +80,20 @@ def test_what_a_killed_worker_had_another_takes_up(settings: Settings, tmp_path:
 if programs() is not None:
 
     def test_a_database_server_that_is_started_again_loses_nothing(tmp_path: Path) -> None:
-        with (
-            tempfile.TemporaryDirectory(prefix="ratchet-pg-", dir="/tmp") as folder,
-            StubServer(latency=0.03) as stub,
-        ):
-            Path(folder).chmod(0o755)
-            with PostgresServer(Path(folder) / "server") as server:
-                settings = Settings(home=tmp_path / "home", mlflow=False, database_url=server.url, lm_bases=stub.base)
-                desk, job = asked_for(settings, stub, tmp_path)
-                working = new_worker(desk, settings, say=lambda line: None)
-                working.start()
-                while stub.requests < 40:
-                    time.sleep(0.01)
-                server.stop()
-                time.sleep(0.5)
-                server.start()
-                assert until(desk, job, lambda now: now.ended).status in ("improved", "no_proven_gain")
-                assert stub.requests <= len(desk.archive.open(job.id).journal.stages()) + 8
-                events = desk.jobs.events(job.id, after=0)
-                assert [event.kind for event in events].count("ended") == 1
-                assert desk.jobs.find("default", job.id).attempt == 1
-                working.close(seconds=5)
-                desk.close()
+        with StubServer(latency=0.03) as stub, a_postgres() as server:
+            settings = Settings(home=tmp_path / "home", mlflow=False, database_url=server.url, lm_bases=stub.base)
+            desk, job = asked_for(settings, stub, tmp_path)
+            working = new_worker(desk, settings, say=lambda line: None)
+            working.start()
+            while stub.requests < 40:
+                time.sleep(0.01)
+            server.stop()
+            time.sleep(0.5)
+            server.start()
+            assert until(desk, job, lambda now: now.ended).status in ("improved", "no_proven_gain")
+            assert stub.requests <= len(desk.archive.open(job.id).journal.stages()) + 8
+            events = desk.jobs.events(job.id, after=0)
+            assert [event.kind for event in events].count("ended") == 1
+            assert desk.jobs.find("default", job.id).attempt == 1
+            working.close(seconds=5)
+            desk.close()

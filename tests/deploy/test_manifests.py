@@ -73,6 +73,15 @@ def test_pods_run_as_nobody_in_particular_and_write_only_where_they_must() -> No
             assert {mount["name"] for mount in container["volumeMounts"]} == {each["name"] for each in pod["volumes"]}
 
 
+def test_no_pod_starts_without_the_master_key_that_all_share() -> None:
+    # A pod that finds none makes one, which nobody else has and which goes with the pod.
+    for pod in pods():
+        for container in pod["containers"]:
+            (key,) = [each for each in container["env"] if each["name"] == "RATCHET_KEYS"]
+            assert key["valueFrom"] == {"secretKeyRef": {"name": "ratchet", "key": "RATCHET_KEYS"}}
+    assert "--from-literal=RATCHET_KEYS=" in (ROOT / "docs" / "howto" / "deploy.md").read_text(encoding="utf-8")
+
+
 def test_stopping_leaves_time_for_what_is_under_way() -> None:
     for name in ("ratchet-api", "ratchet-worker"):
         assert named("Deployment", name)["spec"]["template"]["spec"]["terminationGracePeriodSeconds"] > 35

@@ -35,6 +35,24 @@ def test_examples_are_cleaned_in_inputs_and_labels() -> None:
     assert (report.rows, report.touched, report.counts()) == (1, 1, {"EMAIL_ADDRESS": 2})
 
 
+def test_what_an_input_gives_away_is_found_in_a_label_and_each_example_counts_once() -> None:
+    given = [
+        Example(inputs={"text": "call 212 555 0123"}, labels={"label": "none"}),
+        Example(inputs={"text": "which number?"}, labels={"label": "2125550123, of 7"}),
+        Example(inputs={"text": "nobody's"}, labels={"label": "nothing"}),
+    ]
+    examples, report = clean_examples(cleaner(), given)
+    assert [each.inputs["text"] for each in examples] == ["call <PHONE_NUMBER>", "which number?", "nobody's"]
+    assert [each.labels["label"] for each in examples] == ["none", "<PHONE_NUMBER>, of 7", "nothing"]
+    assert (report.rows, report.touched, report.counts()) == (3, 2, {"PHONE_NUMBER": 2})
+
+
+def test_a_label_may_be_dropped() -> None:
+    (cleaned,), report = clean_examples(cleaner(fields={"label": "drop"}), [example()])
+    assert cleaned == Example(inputs={"text": "to <EMAIL_ADDRESS>"}, labels={})
+    assert report.dropped == {"label": 1}
+
+
 def test_splits_are_cleaned_and_what_was_found_is_noted() -> None:
     given = Splits(train=(example(),), validation=(example("no"),), test=(example(),), notes=("a note",))
     splits = clean_splits(cleaner(), given)

@@ -8,6 +8,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler
 from typing import Any
 
 import pytest
@@ -17,17 +18,20 @@ from ratchet.core.algorithm import Evaluate, Generate, Start, Tell, Together, Wa
 from ratchet.core.contract import watched
 from ratchet.core.errors import BadRequest, BrokenContract, BrokenProtocol, Cancelled
 from ratchet.core.evaluation import Evaluations
+from ratchet.core.patience import Patience
 from ratchet.core.problem import Candidate
 from ratchet.programs.remote_algorithm import AllowedHosts, Link, RemoteAlgorithm, Resolver, signature
 from ratchet.testing import SyntheticProblem
 from ratchet.testing.algorithm_server import AlgorithmServer, JsonSearch, climb
+from ratchet.testing.http_server import HttpServer, Quiet
 
 SECRET = "a shared secret"
 HERE = AllowedHosts.from_text("127.0.0.1")
+SOON = Patience(attempts=3, first_seconds=0.01)
 
 
 def link(server: AlgorithmServer, **more: Any) -> Link:
-    return Link(**{"url": server.url, "secret": SECRET, "hosts": HERE, "seconds": 10.0, **more})
+    return Link(**{"url": server.url, "secret": SECRET, "hosts": HERE, "seconds": 10.0, "patience": SOON, **more})
 
 
 def solve(server: AlgorithmServer, toy: SyntheticProblem | None = None, **more: Any) -> Candidate:
@@ -224,6 +228,9 @@ def test_a_request_that_the_contract_does_not_allow_is_told_with_its_turn(reques
         ({"late": 1000.0}, "Ratchet-Timestamp", "set the clocks"),
         ({"status": 307, "location": "http://127.0.0.1:1/"}, "status", "redirects are not followed"),
         ({"status": 500}, "status", "expected 200"),
+        ({"status": 503}, "status", "it is 503; expected 200"),
+        ({"status": 503}, "status", "it was tried 3 times"),
+        ({"drops": 100}, "connection", "it was tried 3 times"),
     ],
 )
 def test_what_cannot_be_trusted_or_read_is_told(how: dict[str, Any], field: str, words: str) -> None:
@@ -248,9 +255,66 @@ def test_nobody_there_is_told() -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{free.getsockname()[1]}/"
-    remote = RemoteAlgorithm(link=Link(url=url, secret=SECRET, hosts=HERE), identity="test")
-    with pytest.raises(BrokenProtocol, match="turn 1, connection: ClientConnectorError"):
+    remote = RemoteAlgorithm(link=Link(url=url, secret=SECRET, hosts=HERE, patience=SOON), identity="test")
+    with pytest.raises(BrokenProtocol, match=r"turn 1, connection: ClientConnectorError.*it was tried 3 times"):
         SyntheticProblem().solve(remote)
+
+
+# --- one that is out of luck ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("at", [1, 2, 5])
+@pytest.mark.parametrize("how", ["drops", "busy"])
+def test_a_turn_that_is_lost_is_sent_again_and_the_search_is_the_same(how: str, at: int) -> None:
+    toys = SyntheticProblem(runs=100), SyntheticProblem(runs=100)
+    with AlgorithmServer() as server:
+        best = solve(server, toys[0])
+        turns = [each["turn"] for each in server.messages]
+    with AlgorithmServer(at=at, drops=how == "drops", busy=2 * (how == "busy")) as server:
+        assert solve(server, toys[1]) == best
+        taken = [each["turn"] for each in server.messages]
+    assert (server.drops, server.busy) == (0, 0)
+    assert taken == (sorted([*turns, at]) if how == "drops" else turns)
+    assert toys[0].runs_used == toys[1].runs_used
+
+
+def test_a_server_that_is_started_again_meanwhile_gets_the_turn() -> None:
+    with AlgorithmServer() as first:
+        search = RemoteAlgorithm(
+            link=link(first, patience=Patience(attempts=None, first_seconds=0.05, most_seconds=0.05)), identity="test"
+        )(SyntheticProblem().problem, rng=random.Random(0))
+    second = AlgorithmServer(port=first.port)
+    later = threading.Timer(0.5, second.start)
+    later.start()
+    try:
+        assert isinstance(next(search), Evaluate)
+    finally:
+        later.join()
+        second.close()
+    assert [each["turn"] for each in second.messages] == [1]
+
+
+def test_one_that_asks_for_more_time_than_a_turn_has_is_given_up_at_once() -> None:
+    asked: list[str] = []
+
+    class Later(Quiet, BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            asked.append(self.path)
+            self.send_response(503)
+            self.send_header("Retry-After", "3600")
+            self.end_headers()
+
+    class Busy(HttpServer):
+        def handler(self) -> type[BaseHTTPRequestHandler]:
+            return Later
+
+    began = time.monotonic()
+    with Busy() as server:
+        link = Link(url=f"http://127.0.0.1:{server.port}/", secret=SECRET, hosts=HERE, seconds=30.0)
+        with pytest.raises(BrokenProtocol, match="turn 1, status: it is 503; expected 200"):
+            SyntheticProblem().solve(RemoteAlgorithm(link=link, identity="test"))
+    assert asked == ["/"]
+    assert time.monotonic() - began < 5
 
 
 def test_a_turn_under_way_is_left_when_the_optimization_is_stopped() -> None:

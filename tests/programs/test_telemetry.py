@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 import subprocess
 import sys
 import urllib.request
@@ -21,6 +20,7 @@ from ratchet.core.errors import BadRequest
 from ratchet.programs import telemetry
 from ratchet.programs.pace import Paces, Terms
 from ratchet.programs.telemetry import Observer, OpenTelemetryObserver, PrometheusObserver, observer_from
+from ratchet.testing.ports import free_port
 
 ENDED: dict[str, Any] = {
     "model": "openai/gpt-4.1-mini",
@@ -166,12 +166,6 @@ def test_metrics_are_shown_over_http() -> None:
     with pytest.raises(BadRequest, match="cannot be shown"):
         observer.serve("127.0.0.1", port)
     stop()
-
-
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
 
 
 # --- OpenTelemetry ------------------------------------------------------------------------------------------------

@@ -100,6 +100,7 @@ def test_cancelling_a_cycle_stops_what_has_not_come_to_rest(house: House) -> Non
     found = house.ask("POST", address)
     assert found.status_code == 202
     assert found.json()["statuses"] == {"cancelled": 2, "improved": 1}
+    assert [each["reason"] for each in found.json()["optimizations"]] == ["", "told", ""]
     assert house.ask("POST", address).json()["statuses"] == {"cancelled": 2, "improved": 1}
 
 

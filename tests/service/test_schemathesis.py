@@ -7,11 +7,9 @@ request that fits the document may be refused with 422 - but never as one that d
 from __future__ import annotations
 
 import json
-import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
 from typing import Any, Literal, get_args
 
 import pytest
@@ -23,7 +21,7 @@ from schemathesis.engine import events, from_schema
 from ratchet.core.access import Role
 from ratchet.desk import UPLOADS
 from ratchet.service.problems import UNLIKE
-from ratchet.testing.postgres import PostgresServer, programs
+from ratchet.testing.postgres import a_postgres, programs
 from ratchet.testing.service import House, addresses, house_in
 
 pytestmark = pytest.mark.filterwarnings("ignore:Generating overly large repr")  # of the test itself
@@ -63,10 +61,8 @@ def database(kind: str) -> Iterator[dict[str, str]]:
         return
     if programs() is None:
         pytest.fail("PostgreSQL is not installed; apt-get install postgresql")
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-        Path(folder).chmod(0o755)
-        with PostgresServer(Path(folder) / "server") as server:
-            yield {"database_url": server.url}
+    with a_postgres() as server:
+        yield {"database_url": server.url}
 
 
 @pytest.fixture(scope="module", params=["sqlite", "postgresql"])

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-import threading
 import time
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
@@ -17,31 +16,35 @@ from fastapi.testclient import TestClient
 
 from ratchet.core.errors import BadRequest
 from ratchet.service.app import create_app
+from ratchet.testing.http_server import HttpServer, Quiet
 from ratchet.testing.service import Clock, RecordingQueue, desk_in
 
 ISSUER, AUDIENCE = "https://id.example.org", "ratchet"
 
 
-class Provider:
+class Provider(HttpServer):
     """An identity provider; it tells its keys on a port of this machine."""
 
     def __init__(self) -> None:
         self.key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
+
+    @property
+    def url(self) -> str:
+        """Where its keys are."""
+        return f"http://127.0.0.1:{self.port}/keys"
+
+    def handler(self) -> type[BaseHTTPRequestHandler]:
+        """Tells them."""
         public = jwt.algorithms.RSAAlgorithm.to_jwk(self.key.public_key(), as_dict=True)
         told = json.dumps({"keys": [{**public, "kid": "1", "use": "sig", "alg": "RS256"}]}).encode()
 
-        class Handler(BaseHTTPRequestHandler):
+        class Keys(Quiet, BaseHTTPRequestHandler):
             def do_GET(self) -> None:
                 self.send_response(200)
                 self.end_headers()
                 self.wfile.write(told)
 
-            def log_message(self, format: str, *args: Any) -> None:
-                return
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.server.server_address[1]}/keys"
-        threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+        return Keys
 
     def token(self, *, key: Any = None, algorithm: str = "RS256", **claims: Any) -> str:
         """A token; a claim of None is left out."""
@@ -54,10 +57,8 @@ class Provider:
 
 @pytest.fixture(scope="module")
 def provider() -> Iterator[Provider]:
-    provider = Provider()
-    yield provider
-    provider.server.shutdown()
-    provider.server.server_close()
+    with Provider() as provider:
+        yield provider
 
 
 @pytest.fixture

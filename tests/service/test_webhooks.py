@@ -16,7 +16,8 @@ import pytest
 import sqlalchemy as sa
 
 from ratchet.core.access import Actor
-from ratchet.courier import Courier, Door, Patience
+from ratchet.core.patience import Patience
+from ratchet.courier import Courier, Door
 from ratchet.engine.archive import Event
 from ratchet.listeners import hosts_of
 from ratchet.storage.claims import Claims, MemoryClaims

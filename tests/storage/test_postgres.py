@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import tempfile
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from datetime import UTC, datetime
-from pathlib import Path
 
 import psycopg
 import pytest
@@ -22,7 +20,7 @@ from ratchet.storage.keys import Keys
 from ratchet.storage.ring import KeyRing
 from ratchet.storage.sql import SqlArchive
 from ratchet.testing import ArchiveConformance
-from ratchet.testing.postgres import PostgresServer, programs
+from ratchet.testing.postgres import PostgresServer, a_postgres, programs
 from ratchet.testing.service import Clock, actor
 
 
@@ -35,10 +33,8 @@ if programs() is not None:
 
     @pytest.fixture(scope="module")
     def server() -> Iterator[PostgresServer]:
-        with tempfile.TemporaryDirectory(prefix="ratchet-pg-", dir="/tmp") as folder:
-            Path(folder).chmod(0o755)
-            with PostgresServer(Path(folder) / "server") as server:
-                yield server
+        with a_postgres() as server:
+            yield server
 
     class TestSqlArchiveOnPostgres(ArchiveConformance):
         @pytest.fixture(autouse=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -21,7 +20,7 @@ from ratchet.storage.ring import KeyRing, new_master
 from ratchet.storage.rotation import Rotation
 from ratchet.storage.sql import SqlArchive
 from ratchet.storage.vault import data_keys
-from ratchet.testing.postgres import PostgresServer, programs
+from ratchet.testing.postgres import PostgresServer, a_postgres, programs
 from ratchet.testing.service import Clock, actor
 from ratchet.testing.vault import SECRET, fill, read, shelve
 
@@ -34,10 +33,8 @@ def server() -> Iterator[PostgresServer | None]:
     if programs() is None:
         yield None
         return
-    with tempfile.TemporaryDirectory(prefix="ratchet-pg-", dir="/tmp") as folder:
-        Path(folder).chmod(0o755)
-        with PostgresServer(Path(folder) / "server") as server:
-            yield server
+    with a_postgres() as server:
+        yield server
 
 
 @pytest.fixture(params=KINDS)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
@@ -13,9 +13,6 @@ from ratchet.cli import flags
 from ratchet.cli.begin import begin, examples
 from ratchet.cli.errors import say
 from ratchet.core.errors import BadRequest
-
-if TYPE_CHECKING:
-    from ratchet.agent_tools import Door
 
 EXAMPLES = examples(
     "RATCHET_API_KEY=rk_... ratchet --server http://127.0.0.1:8004 mcp",
@@ -58,7 +55,7 @@ def mcp(
 
 
 @contextmanager
-def _door(settings: Any, role: str, *, http: bool) -> Iterator[tuple[Door, str]]:
+def _door(settings: Any, role: str, *, http: bool) -> Iterator[tuple[Any, str]]:
     """Where the tools go in, and with whose role, in a sentence."""
     from ratchet.agent_tools import Door
     from ratchet.cli.remote import checked_url, key_for

@@ -131,16 +131,6 @@ class Report:
             return f"no personal data was found in {self.rows} rows"
         return f"personal data in {self.touched} of {self.rows} rows: {', '.join(parts)}"
 
-    def with_labels(self, more: Report) -> Report:
-        """What was found in inputs and labels of the same examples, each counted once."""
-        dropped = self.dropped + more.dropped
-        return Report(
-            rows=self.rows,
-            touched=max(self.touched, more.touched),
-            found={**self.found, **more.found},
-            dropped=dropped,
-        )
-
     def note(self, name: str, originals: Iterable[tuple[str, str]]) -> None:
         """Count what was found in one field of one row."""
         kinds = self.found.setdefault(name, {})

@@ -30,6 +30,7 @@ from dspy.utils.exceptions import (
 from google.protobuf.json_format import MessageToDict, ParseDict
 from google.protobuf.struct_pb2 import Struct, Value
 
+from ratchet.core.patience import retry_after
 from ratchet.programs.agent_faults import QUOTED, failed, too_long
 from ratchet.programs.agent_spec import AgentSpec
 from ratchet.programs.loop import at_exit
@@ -156,7 +157,7 @@ class A2A:
             if isinstance(each, httpx.HTTPStatusError):
                 reply = each.response
                 text = reply.text if reply.is_stream_consumed else reply.reason_phrase
-                return failed(spec, reply.status_code, text, retry_after=reply.headers.get("Retry-After"))
+                return failed(spec, reply.status_code, text, wait=retry_after(reply.headers.get("Retry-After")))
             if isinstance(each, A2AClientTimeoutError | httpx.TimeoutException):
                 return LMTimeoutError(f"no answer in {spec.timeout_seconds:g} s", model=spec.name)
             if isinstance(each, httpx.RequestError):

@@ -20,7 +20,7 @@ QUOTED = 500
 """Characters of a reply that an error shows."""
 
 
-def failed(spec: AgentSpec, status: int, text: str, *, retry_after: str | None = None) -> LMError:
+def failed(spec: AgentSpec, status: int, text: str, *, wait: float | None = None) -> LMError:
     """What a status of 300 and more means.
 
     The agent's own fault, a failed run: it did not take this very request. The world's fault, tried again: the agent is
@@ -37,14 +37,10 @@ def failed(spec: AgentSpec, status: int, text: str, *, retry_after: str | None =
     if status == 408:
         return LMTimeoutError(message, **told)
     if status in (425, 429):
-        return LMRateLimitError(message, retry_after=_seconds(retry_after), **told)
+        return LMRateLimitError(message, retry_after=wait, **told)
     if status >= 500:
-        return LMServerError(message, retry_after=_seconds(retry_after), **told)
+        return LMServerError(message, retry_after=wait, **told)
     return LMInvalidRequestError(message, **told)
-
-
-def _seconds(text: str | None) -> float | None:
-    return float(text) if text is not None and text.strip().isdigit() else None
 
 
 def too_long(spec: AgentSpec) -> LMError:

@@ -23,6 +23,7 @@ from dspy.utils.exceptions import (
 )
 
 from ratchet.core.errors import BadRequest
+from ratchet.core.patience import retry_after
 from ratchet.core.problem import canonical
 from ratchet.programs.agent_faults import QUOTED, failed, too_long
 from ratchet.programs.agent_spec import AgentSpec, Component, Output, Unreadable
@@ -80,7 +81,7 @@ class Http:
                 content = await _read(reply.content, spec.max_reply_bytes)
                 text = (content or b"").decode("utf-8", "replace")
                 if reply.status >= 300:
-                    raise failed(spec, reply.status, text, retry_after=reply.headers.get("Retry-After"))
+                    raise failed(spec, reply.status, text, wait=retry_after(reply.headers.get("Retry-After")))
                 if content is None:
                     raise too_long(spec)
                 return text

@@ -5,7 +5,8 @@ Each turn is one signed POST: out goes the reply to the last request, back comes
 
 After a crash the search is begun again: the server gets the same messages once more, built from stored evaluations and
 recorded texts, and must answer what it answered before. Each answer's digest is noted before its request is carried
-out, so that one that answers something else is told so instead of mixing two searches in one result.
+out, so that one that answers something else is told so instead of mixing two searches in one result. For the same
+reason a turn whose connection broke may be sent again.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from pydantic import ValidationError
 
 from ratchet.core.algorithm import Algorithm
 from ratchet.core.errors import BadRequest, BrokenProtocol, BudgetSpent
+from ratchet.core.patience import Patience, retry_after
 from ratchet.core.problem import Problem, content_hash
 from ratchet.programs.hosts import GuardedResolver, IpAddress, new_session
 from ratchet.programs.loop import run
@@ -41,6 +43,10 @@ CLOCK_SECONDS = 300.0
 """How far the clocks of the two sides may be apart."""
 _LOOK_SECONDS = 0.2
 """How often a turn under way looks whether it is still wanted."""
+AGAIN = frozenset({429, 502, 503, 504})
+"""What a server that is busy or just started again answers, or who stands before it."""
+TRIES = Patience(attempts=5, first_seconds=0.5, most_seconds=TURN_SECONDS)
+"""With a turn that is lost; the turn's own time limit holds for all of them together."""
 
 
 # --- signatures -------------------------------------------------------------------------------------------------------
@@ -133,6 +139,15 @@ class Resolver(GuardedResolver):
 # --- one turn ---------------------------------------------------------------------------------------------------------
 
 
+class _Unlucky(Exception):
+    """A try that failed, as the next one need not."""
+
+    def __init__(self, field: str, what: str, *, asked_seconds: float = 0.0) -> None:
+        super().__init__(what)
+        self.field = field
+        self.asked_seconds = asked_seconds
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Link:
     """Where an algorithm is, and how it is talked to.
@@ -141,7 +156,9 @@ class Link:
         url: Its address.
         secret: Signs both ways; both sides know it.
         hosts: The hosts that may be asked.
-        seconds: Patience with one turn, from sending to the last byte.
+        seconds: Patience with one turn, from sending to the last byte, with all its tries.
+        patience: How often a turn is sent within that time when its connection breaks, or the server is busy.
+        rng: For the jitter between tries.
         clock: Seconds since 1970.
         check: Raises when the optimization was stopped.
 
@@ -153,6 +170,8 @@ class Link:
     secret: str = field(repr=False)
     hosts: AllowedHosts
     seconds: float = TURN_SECONDS
+    patience: Patience = TRIES
+    rng: random.Random = field(default_factory=random.Random, repr=False, compare=False)
     clock: Callable[[], float] = time.time
     check: Callable[[], None] = lambda: None
 
@@ -191,6 +210,26 @@ class Link:
                 await sending
 
     async def _send(self, turn: int, body: bytes) -> bytes:
+        try:
+            async with (
+                asyncio.timeout(self.seconds) as limit,
+                new_session(self.hosts.resolver(), seconds=self.seconds) as session,
+            ):
+                for attempt in itertools.count(1):
+                    try:
+                        return await self._try(session, turn, body)
+                    except _Unlucky as error:
+                        wait = self.patience.wait(attempt, self.rng, asked_seconds=error.asked_seconds).total_seconds()
+                        late = asyncio.get_running_loop().time() + wait >= (limit.when() or 0.0)
+                        if attempt == self.patience.attempts or late:
+                            tries = f"; it was tried {attempt} times" if attempt > 1 else ""
+                            raise broken(self.url, turn, error.field, f"{error}{tries}") from error
+                    await asyncio.sleep(wait)
+        except TimeoutError as error:
+            raise broken(self.url, turn, "answer", f"none came within {self.seconds:g} seconds") from error
+        raise AssertionError("there is always a next try")
+
+    async def _try(self, session: aiohttp.ClientSession, turn: int, body: bytes) -> bytes:
         timestamp = str(int(self.clock()))
         headers = {
             "Content-Type": "application/json",
@@ -199,15 +238,15 @@ class Link:
             "Ratchet-Signature": signature(self.secret, "message", timestamp, body),
         }
         try:
-            async with (
-                new_session(self.hosts.resolver(), seconds=self.seconds) as session,
-                session.post(self.url, data=body, headers=headers, allow_redirects=False) as response,
-            ):
+            async with session.post(self.url, data=body, headers=headers, allow_redirects=False) as response:
                 answer = await self._read(turn, response)
-        except TimeoutError as error:
-            raise broken(self.url, turn, "answer", f"none came within {self.seconds:g} seconds") from error
+        except TimeoutError:
+            raise
         except (aiohttp.ClientError, OSError, ValueError) as error:
-            raise broken(self.url, turn, "connection", f"{type(error).__name__}: {error}") from error
+            what = f"{type(error).__name__}: {error}"
+            if isinstance(error, aiohttp.ClientConnectionError | aiohttp.ClientPayloadError):
+                raise _Unlucky("connection", what) from error
+            raise broken(self.url, turn, "connection", what) from error
         self._trust(turn, answer, response.headers)
         return answer
 
@@ -216,7 +255,10 @@ class Link:
             raise broken(self.url, turn, "status", f"it is {response.status}; redirects are not followed")
         if response.status != 200:
             said = (await response.content.read(300)).decode("utf-8", "replace")
-            raise broken(self.url, turn, "status", f"it is {response.status}; expected 200. The server said: {said!r}")
+            what = f"it is {response.status}; expected 200. The server said: {said!r}"
+            if response.status in AGAIN:
+                raise _Unlucky("status", what, asked_seconds=retry_after(response.headers.get("Retry-After")) or 0.0)
+            raise broken(self.url, turn, "status", what)
         answer = bytearray()
         async for chunk in response.content.iter_chunked(2**16):
             answer += chunk

@@ -15,6 +15,7 @@ from ratchet.core.access import Actor
 from ratchet.core.errors import TrailBroken
 from ratchet.core.problem import canonical
 from ratchet.storage.sql import SqlArchive
+from ratchet.storage.statements import newest_first
 
 metadata = sa.MetaData()
 
@@ -145,9 +146,7 @@ class Audit:
 
     def entries(self, tenant: str, *, before: int | None = None, limit: int = 50) -> list[Entry]:
         """A tenant's entries, the newest first, those numbered below ``before``."""
-        query = trail.select().where(trail.c.tenant == tenant).order_by(trail.c.number.desc()).limit(limit)
-        if before is not None:
-            query = query.where(trail.c.number < before)
+        query = newest_first(trail, trail.c.tenant == tenant, before=before, limit=limit)
         with self._archive.transaction() as connection:
             return [Entry(**row) for row in connection.execute(query).mappings()]
 

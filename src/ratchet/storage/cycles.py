@@ -11,10 +11,11 @@ from typing import Any, Literal, cast, get_args
 import sqlalchemy as sa
 
 from ratchet.core.access import Actor
-from ratchet.core.errors import Conflict, Missing
+from ratchet.core.errors import Conflict
 from ratchet.storage.audit import Audit, state_hash
-from ratchet.storage.jobs import ENDED, jobs
+from ratchet.storage.jobs import AT_REST, jobs, listed, standing
 from ratchet.storage.sql import SqlArchive
+from ratchet.storage.statements import newest_first, the_row
 from ratchet.storage.tables import optimizations
 from ratchet.storage.texts import Texts, Words
 
@@ -65,9 +66,6 @@ schedules = sa.Table(
 )
 ORDERS = Texts(schedules, "orders", at=("id",), of="id", owner="schedule")
 """What a schedule asks for may hold whole programs."""
-
-AT_REST = (*ENDED, "failed", "cancelled")
-"""How an optimization stands when nothing more happens to it by itself."""
 
 Overlap = Literal["skip", "queue"]
 OVERLAPS: tuple[Overlap, ...] = get_args(Overlap)
@@ -204,13 +202,13 @@ class Cycles:
             .order_by(members.c.position)
         )
         with self._archive.transaction() as connection:
-            rows = connection.execute(query).mappings().all()
+            rows = [listed(self._archive, connection, row) for row in connection.execute(query).mappings().all()]
         return [
             Member(
                 position=row["position"],
                 id=row["id"],
                 target=row["target"],
-                status=_standing(row),
+                status=standing(row),
                 reason=row["reason"],
             )
             for row in rows
@@ -218,9 +216,7 @@ class Cycles:
 
     def page(self, tenant: str, *, before: int | None, limit: int) -> list[tuple[int, Cycle]]:
         """Numbered cycles, the newest first, those numbered below ``before``."""
-        query = cycles.select().where(cycles.c.tenant == tenant).order_by(cycles.c.number.desc()).limit(limit)
-        if before is not None:
-            query = query.where(cycles.c.number < before)
+        query = newest_first(cycles, cycles.c.tenant == tenant, before=before, limit=limit)
         with self._archive.transaction() as connection:
             rows = connection.execute(query).mappings().all()
             found = self._statuses(connection, [row["id"] for row in rows])
@@ -281,14 +277,11 @@ class Cycles:
         found: dict[str, dict[str, int]] = {}
         for row in connection.execute(query).mappings():
             counts = found.setdefault(row["cycle"], {})
-            counts[_standing(row)] = counts.get(_standing(row), 0) + 1
+            counts[standing(row)] = counts.get(standing(row), 0) + 1
         return found
 
     def _cycle(self, connection: sa.Connection, tenant: str, identity: str) -> Cycle:
-        query = cycles.select().where(cycles.c.id == identity, cycles.c.tenant == tenant)
-        row = connection.execute(query).mappings().first()
-        if row is None:
-            raise Missing(f"there is no cycle {identity!r}", value=identity)
+        row = the_row(connection, cycles, "cycle", tenant, identity)
         return _cycle(row, self._statuses(connection, [identity]).get(identity, {}))
 
 
@@ -353,11 +346,9 @@ class Schedules:
 
     def page(self, tenant: str, *, before: int | None, limit: int) -> list[tuple[int, Schedule]]:
         """Numbered schedules, the newest first, those numbered below ``before``."""
-        query = schedules.select().where(schedules.c.tenant == tenant)
-        if before is not None:
-            query = query.where(schedules.c.number < before)
+        query = newest_first(schedules, schedules.c.tenant == tenant, before=before, limit=limit)
         with self._archive.transaction() as connection:
-            rows = connection.execute(query.order_by(schedules.c.number.desc()).limit(limit)).mappings().all()
+            rows = connection.execute(query).mappings().all()
             found = self._schedules(connection, rows)
         return [(row["number"], each) for row, each in zip(rows, found, strict=True)]
 
@@ -426,19 +417,7 @@ class Schedules:
             change.note(f"schedule.{action}", schedule.id, after=values)
 
     def _schedule(self, connection: sa.Connection, tenant: str | None, identity: str) -> Schedule:
-        query = schedules.select().where(schedules.c.id == identity)
-        if tenant is not None:
-            query = query.where(schedules.c.tenant == tenant)
-        row = connection.execute(query).mappings().first()
-        if row is None:
-            raise Missing(f"there is no schedule {identity!r}", value=identity)
-        return self._schedules(connection, [row])[0]
-
-
-def _standing(row: sa.RowMapping) -> str:
-    """As ``ratchet.storage.jobs`` has it: worked on until its files are kept."""
-    status = str(row["status"])
-    return status if status == "queued" or row["settled"] == row["attempt"] else "running"
+        return self._schedules(connection, [the_row(connection, schedules, "schedule", tenant, identity)])[0]
 
 
 def _cycle(row: sa.RowMapping, statuses: Mapping[str, int]) -> Cycle:

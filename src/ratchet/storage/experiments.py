@@ -10,10 +10,10 @@ from dataclasses import asdict, dataclass
 import sqlalchemy as sa
 
 from ratchet.core.access import Actor
-from ratchet.core.errors import Missing
 from ratchet.core.request import MetricName
 from ratchet.storage.audit import Audit
 from ratchet.storage.sql import SqlArchive
+from ratchet.storage.statements import newest_first, the_row
 
 metadata = sa.MetaData()
 
@@ -93,21 +93,14 @@ class Experiments:
         Raises:
             Missing: it has none with this id.
         """
-        query = experiments.select().where(experiments.c.id == identity, experiments.c.tenant == tenant)
         with self._archive.transaction() as connection:
-            row = connection.execute(query).mappings().first()
-        if row is None:
-            raise Missing(f"there is no experiment {identity!r}", value=identity)
-        return _experiment(row)
+            return _experiment(the_row(connection, experiments, "experiment", tenant, identity))
 
     def page(self, tenant: str, *, before: int | None, limit: int) -> list[tuple[int, Experiment]]:
         """Numbered experiments, the newest first, those numbered below ``before``."""
-        query = experiments.select().where(experiments.c.tenant == tenant)
-        if before is not None:
-            query = query.where(experiments.c.number < before)
+        query = newest_first(experiments, experiments.c.tenant == tenant, before=before, limit=limit)
         with self._archive.transaction() as connection:
-            rows = connection.execute(query.order_by(experiments.c.number.desc()).limit(limit)).mappings().all()
-        return [(row["number"], _experiment(row)) for row in rows]
+            return [(row["number"], _experiment(row)) for row in connection.execute(query).mappings()]
 
 
 def _experiment(row: sa.RowMapping) -> Experiment:

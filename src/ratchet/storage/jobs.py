@@ -16,7 +16,7 @@ from ratchet.storage.audit import Audit, Change
 from ratchet.storage.envelope import Box
 from ratchet.storage.sql import SqlArchive
 from ratchet.storage.tables import CANDIDATE, EVALUATION, EVENT, OWNER, RESULT, events, optimizations
-from ratchet.storage.texts import Texts, Words
+from ratchet.storage.texts import Row, Texts, Words
 
 metadata = sa.MetaData()
 
@@ -68,6 +68,8 @@ STOPPED: Mapping[Wanted, Status] = {"pause": "paused", "cancel": "cancelled"}
 """How an optimization stands after what was wanted of it was done."""
 
 ENDED: tuple[Status, ...] = ("improved", "no_proven_gain", "declined")
+AT_REST: tuple[Status, ...] = (*ENDED, "failed", "cancelled")
+"""How an optimization stands when nothing more happens to it by itself."""
 GOES_ON: tuple[Status, ...] = ("paused", "cancelled", "failed")
 """What ``resume`` takes up again."""
 
@@ -103,7 +105,7 @@ class Job:
     @property
     def ended(self) -> bool:
         """Whether it comes to rest: nothing more will happen unless somebody asks for it."""
-        return self.status in (*ENDED, "failed", "cancelled")
+        return self.status in AT_REST
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -354,14 +356,7 @@ class Jobs:
             query = query.where(sa.or_(jobs.c.created_at < at, sa.and_(jobs.c.created_at == at, jobs.c.id < identity)))
         query = query.order_by(jobs.c.created_at.desc(), jobs.c.id.desc()).limit(limit)
         with self._archive.transaction() as connection:
-            return [self._listed(connection, row) for row in connection.execute(query).mappings().all()]
-
-    def _listed(self, connection: sa.Connection, row: sa.RowMapping) -> Job:
-        """One of many; that its key is lost must not hide the others."""
-        try:
-            return self._shown(connection, [row])[0]
-        except KeyUnavailable as error:
-            return _job({**row, "reason": f"cannot be read: {error}"})
+            return [_job(listed(self._archive, connection, row)) for row in connection.execute(query).mappings().all()]
 
     def file(self, tenant: str, identity: str, name: str) -> bytes:
         """A file of an optimization.
@@ -518,7 +513,21 @@ def _file(name: str) -> str:
     return f"files.content/{name}"
 
 
-def _job(row: Mapping[str, Any]) -> Job:
+def listed(archive: SqlArchive, connection: sa.Connection, row: sa.RowMapping) -> Row:
+    """The row of one job of many, with its reason; that its key is lost must not hide the others."""
+    try:
+        return archive.shown(connection, REASON, [row])[0]
+    except KeyUnavailable as error:
+        return {**row, "reason": f"cannot be read: {error}"}
+
+
+def standing(row: Row) -> Status:
+    """How a job stands; its result is stored before its files are, and until then it is being worked on."""
+    at_rest = row["status"] == "queued" or row["settled"] == row["attempt"]
+    return cast(Status, row["status"]) if at_rest else "running"
+
+
+def _job(row: Row) -> Job:
     return Job(
         id=row["id"],
         tenant=row["tenant"],
@@ -529,8 +538,7 @@ def _job(row: Mapping[str, Any]) -> Job:
         priority=row["priority"],
         wanted=row["wanted"],
         attempt=row["attempt"],
-        # A result is stored before its files are: until then it is being worked on.
-        status=row["status"] if row["status"] == "queued" or row["settled"] == row["attempt"] else "running",
+        status=standing(row),
         reason=row["reason"],
         seconds=row["seconds"],
         forked_from=row["forked_from"],

@@ -19,6 +19,7 @@ from ratchet.core.errors import Conflict, Missing
 from ratchet.storage.audit import trail
 from ratchet.storage.jobs import Jobs, jobs
 from ratchet.storage.sql import SqlArchive
+from ratchet.storage.statements import newest_first
 from ratchet.storage.tables import events
 from ratchet.storage.texts import Words
 
@@ -425,12 +426,9 @@ class Outbox:
 
     def dead(self, outlet: str, *, before: int | None, limit: int) -> list[DeadLetter]:
         """The events that were given up, the newest first, those numbered below ``before``."""
-        query = dead_letters.select().where(dead_letters.c.outlet == outlet)
-        if before is not None:
-            query = query.where(dead_letters.c.number < before)
+        query = newest_first(dead_letters, dead_letters.c.outlet == outlet, before=before, limit=limit)
         with self._archive.transaction() as connection:
-            rows = connection.execute(query.order_by(dead_letters.c.number.desc()).limit(limit)).mappings()
-            return [DeadLetter(**row) for row in rows]
+            return [DeadLetter(**row) for row in connection.execute(query).mappings()]
 
     def again(self, connection: sa.Connection, outlet: str, event: str | None) -> int:
         """Have dead letters tried again, all or one, and how many they are.

@@ -20,6 +20,7 @@ from ratchet.storage.envelope import Box
 from ratchet.storage.privacy import Cleaned
 from ratchet.storage.privacy import metadata as privacy
 from ratchet.storage.sql import SqlArchive
+from ratchet.storage.statements import newest_first
 from ratchet.storage.texts import Texts
 
 metadata = sa.MetaData()
@@ -270,11 +271,8 @@ class Shelf:
     def _page(
         self, connection: sa.Connection, table: sa.Table, tenant: str, before: int | None, limit: int
     ) -> Sequence[sa.RowMapping]:
-        query = table.select().where(table.c.tenant == tenant, table.c.erased_at.is_(None))
-        query = query.order_by(table.c.number.desc()).limit(limit)
-        if before is not None:
-            query = query.where(table.c.number < before)
-        return connection.execute(query).mappings().all()
+        there = (table.c.tenant == tenant, table.c.erased_at.is_(None))
+        return connection.execute(newest_first(table, *there, before=before, limit=limit)).mappings().all()
 
 
 def _part(part: int) -> str:

@@ -1,4 +1,4 @@
-"""What is written often, in the words of one database, and many rows with one statement."""
+"""What is written often, in the words of one database; many rows with one statement; the questions every room asks."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.sql.compiler import SQLCompiler
 
+from ratchet.core.errors import Missing
 from ratchet.storage.tables import ERROR, RESULT, candidates, evaluations, events, examples, optimizations, replies
 
 
@@ -71,3 +72,29 @@ class ManyRows:
             for name, process in zip(self._columns, self._processors, strict=True):
                 values.append(row[name] if process is None else process(row[name]))  # type: ignore[operator]
         return f"{self._before}{groups}{self._after}", tuple(values)
+
+
+def newest_first(
+    table: sa.Table, *which: sa.ColumnElement[bool], before: int | None, limit: int
+) -> sa.Select[tuple[Any, ...]]:
+    """Asks for the numbered rows that are ``which``, the newest first, those numbered below ``before``."""
+    query = table.select().where(*which).order_by(table.c.number.desc()).limit(limit)
+    return query if before is None else query.where(table.c.number < before)
+
+
+def the_row(connection: sa.Connection, table: sa.Table, what: str, tenant: str | None, identity: str) -> sa.RowMapping:
+    """The row with this id; None for the tenant is for workers, which work for all.
+
+    Args:
+        what: What it is a row of, in the words of the error.
+
+    Raises:
+        Missing: the tenant has none.
+    """
+    query = table.select().where(table.c.id == identity)
+    if tenant is not None:
+        query = query.where(table.c.tenant == tenant)
+    row = connection.execute(query).mappings().first()
+    if row is None:
+        raise Missing(f"there is no {what} {identity!r}", value=identity)
+    return row

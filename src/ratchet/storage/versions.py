@@ -10,9 +10,10 @@ from typing import Any, Literal
 import sqlalchemy as sa
 
 from ratchet.core.access import Actor
-from ratchet.core.errors import Conflict, Missing, Stale
+from ratchet.core.errors import Conflict, Stale
 from ratchet.storage.audit import Audit, Change
 from ratchet.storage.sql import SqlArchive
+from ratchet.storage.statements import newest_first, the_row
 
 metadata = sa.MetaData()
 
@@ -166,9 +167,7 @@ class Versions:
         self, tenant: str, *, before: int | None, limit: int, target: str | None = None
     ) -> list[tuple[int, Version]]:
         """Numbered versions, the newest first, those numbered below ``before``; of one target when it is named."""
-        query = versions.select().where(versions.c.tenant == tenant).order_by(versions.c.number.desc()).limit(limit)
-        if before is not None:
-            query = query.where(versions.c.number < before)
+        query = newest_first(versions, versions.c.tenant == tenant, before=before, limit=limit)
         if target is not None:
             query = query.where(versions.c.target == target)
         with self._archive.transaction() as connection:
@@ -178,10 +177,7 @@ class Versions:
     # --- within a transaction ----------------------------------------------------------------------------------------
 
     def _version(self, connection: sa.Connection, tenant: str, identity: str) -> Version:
-        query = versions.select().where(versions.c.id == identity, versions.c.tenant == tenant)
-        row = connection.execute(query).mappings().first()
-        if row is None:
-            raise Missing(f"there is no version {identity!r}", value=identity)
+        row = the_row(connection, versions, "version", tenant, identity)
         reigned = self._reigns(connection, tenant, row["target"])
         top = next((each.version_id for each in reigned if each.rolled_back_at is None), None)
         state: State = "history" if any(each.version_id == identity for each in reigned) else "challenger"

@@ -13,11 +13,12 @@ from datetime import datetime, timedelta
 import sqlalchemy as sa
 
 from ratchet.core.access import Actor
-from ratchet.core.errors import Conflict, Missing
+from ratchet.core.errors import Conflict
 from ratchet.storage.audit import Audit
 from ratchet.storage.outbox import DeadLetter, Outbox
 from ratchet.storage.sealing import PLAIN, Sealer
 from ratchet.storage.sql import SqlArchive
+from ratchet.storage.statements import newest_first, the_row
 from ratchet.storage.texts import Words
 
 metadata = sa.MetaData()
@@ -126,12 +127,9 @@ class Webhooks:
 
     def page(self, tenant: str, *, before: int | None, limit: int) -> list[tuple[int, Webhook]]:
         """Numbered webhooks, the newest first, those numbered below ``before``."""
-        query = webhooks.select().where(webhooks.c.tenant == tenant)
-        if before is not None:
-            query = query.where(webhooks.c.number < before)
+        query = newest_first(webhooks, webhooks.c.tenant == tenant, before=before, limit=limit)
         with self._archive.transaction() as connection:
-            rows = connection.execute(query.order_by(webhooks.c.number.desc()).limit(limit)).mappings().all()
-        return [(row["number"], _webhook(row)) for row in rows]
+            return [(row["number"], _webhook(row)) for row in connection.execute(query).mappings()]
 
     def remove(self, actor: Actor, identity: str) -> None:
         """Forget a webhook, with its secret and its dead letters.
@@ -228,11 +226,7 @@ class Webhooks:
             self.pause(mine, identity, f"nothing has arrived since {since}; the last error: {error}")
 
     def _webhook(self, connection: sa.Connection, tenant: str, identity: str) -> Webhook:
-        query = webhooks.select().where(webhooks.c.id == identity, webhooks.c.tenant == tenant)
-        row = connection.execute(query).mappings().first()
-        if row is None:
-            raise Missing(f"there is no webhook {identity!r}", value=identity)
-        return _webhook(row)
+        return _webhook(the_row(connection, webhooks, "webhook", tenant, identity))
 
 
 def new_secret() -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -35,6 +34,7 @@ from google.protobuf.json_format import MessageToDict
 from starlette.applications import Starlette
 
 from ratchet.testing.agent import TEXT, label_of
+from ratchet.testing.ports import free_port
 
 
 @dataclass
@@ -97,9 +97,7 @@ def served(host_in_card: str | None = None) -> Iterator[Served]:
     Args:
         host_in_card: Where the agent's card says that requests go; to the server itself if left out.
     """
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     url = f"http://127.0.0.1:{port}"
     interface = AgentInterface(url=f"{host_in_card or url}/rpc", protocol_binding="JSONRPC", protocol_version="1.0")
     card = AgentCard(

@@ -11,16 +11,15 @@ from __future__ import annotations
 
 import json
 import random
-import sys
 import threading
 import time
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from types import TracebackType
+from http.server import BaseHTTPRequestHandler
 from typing import Any, TypeAlias
 
 from ratchet.programs.remote_algorithm import signature
+from ratchet.testing.http_server import HttpServer, Quiet
 
 JsonSearch: TypeAlias = Generator[dict[str, Any], Any, list[dict[str, Any]]]
 Answer: TypeAlias = dict[str, Any]
@@ -61,7 +60,7 @@ def _prompt(best: dict[str, Any], name: str, rows: dict[str, Any]) -> str:
 
 
 @dataclass(kw_only=True)
-class AlgorithmServer:
+class AlgorithmServer(HttpServer):
     """The server; a context manager that listens in a thread of this process.
 
     Attributes:
@@ -77,6 +76,8 @@ class AlgorithmServer:
         location: Where it redirects to, with such a status.
         hangs: Whether it gives no answer from that turn on.
         drips: Whether it sends one byte now and then instead.
+        drops: How many answers it loses from that turn on: the connection breaks in the middle of them.
+        busy: How many messages it does not look at from that turn on, because it is busy (429).
         messages: What came in, in order.
         refused: Messages that were not signed as they should be.
     """
@@ -93,41 +94,35 @@ class AlgorithmServer:
     location: str | None = None
     hangs: bool = False
     drips: bool = False
+    drops: int = 0
+    busy: int = 0
     messages: list[dict[str, Any]] = field(default_factory=list)
     refused: int = 0
 
     def __post_init__(self) -> None:
         self._sessions: dict[str, JsonSearch] = {}
+        self._answers: dict[str, Answer] = {}
         self._closing = threading.Event()
-        self._server: ThreadingHTTPServer | None = None
 
     @property
     def url(self) -> str:
         """What to give as ``--algorithm``."""
         return f"http://127.0.0.1:{self.port}/climb"
 
-    def start(self) -> AlgorithmServer:
-        """Listen."""
-        self._server = _Server(("127.0.0.1", self.port), _handler(self))
-        self.port = self._server.server_address[1]
-        threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
-        return self
+    def handler(self) -> type[BaseHTTPRequestHandler]:
+        """Answers as it was told."""
+        return _handler(self)
 
     def close(self) -> None:
         """Stop listening; what hangs is let go."""
         self._closing.set()
-        if self._server is not None:
-            self._server.shutdown()
-            self._server.server_close()
-
-    __enter__ = start
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self.close()
+        super().close()
 
     def answer(self, message: dict[str, Any]) -> Answer:
-        """The answer to one message, without any lie."""
+        """The answer to one message, without any lie; to one that comes again, the same."""
         name = message["session"]
+        if message["kind"] != "start" and self._answers[name]["turn"] == message["turn"]:
+            return self._answers[name]
         try:
             match message["kind"]:
                 case "start":
@@ -139,20 +134,12 @@ class AlgorithmServer:
                     told = {"request": self._sessions[name].send(message["reply"])}
         except StopIteration as end:
             told = {"finalists": end.value}
-        return {"session": name, "turn": message["turn"], **told}
-
-
-class _Server(ThreadingHTTPServer):
-    daemon_threads = True
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that hung up is what some tests are about; anything else is told."""
-        if not isinstance(sys.exc_info()[1], OSError):
-            super().handle_error(request, client_address)
+        self._answers[name] = {"session": name, "turn": message["turn"], **told}
+        return self._answers[name]
 
 
 def _handler(server: AlgorithmServer) -> type[BaseHTTPRequestHandler]:
-    class Handler(BaseHTTPRequestHandler):
+    class Answers(Quiet, BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             raw = self.rfile.read(int(self.headers["Content-Length"]))
             stamp = self.headers["Ratchet-Timestamp"]
@@ -161,8 +148,12 @@ def _handler(server: AlgorithmServer) -> type[BaseHTTPRequestHandler]:
                 self.send_error(403, "the signature does not fit")
                 return
             message = json.loads(raw)
-            server.messages.append(message)
             bad = message["turn"] >= server.at
+            if bad and server.busy:
+                server.busy -= 1
+                self.send_error(429, "busy")
+                return
+            server.messages.append(message)
             if bad and server.hangs:
                 server._closing.wait()
                 return
@@ -184,10 +175,10 @@ def _handler(server: AlgorithmServer) -> type[BaseHTTPRequestHandler]:
                     self.wfile.write(bytes([byte]))
                     if server._closing.wait(0.05):
                         return
+            elif bad and server.drops:
+                server.drops -= 1
+                self.wfile.write(body[: len(body) // 2])
             else:
                 self.wfile.write(body)
 
-        def log_message(self, format: str, *args: Any) -> None:
-            return
-
-    return Handler
+    return Answers

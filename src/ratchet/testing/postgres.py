@@ -1,6 +1,6 @@
 """A PostgreSQL server for tests, on a free port of this machine, when its programs are installed.
 
-with PostgresServer(folder) as server:
+with a_postgres() as server:
     SqlArchive(server.url)
 """
 
@@ -10,15 +10,18 @@ import os
 import pwd
 import shutil
 import signal
-import socket
 import subprocess
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Literal
 
 import psycopg
+
+from ratchet.testing.ports import free_port
 
 
 def programs() -> Path | None:
@@ -30,17 +33,12 @@ def programs() -> Path | None:
     return None if there is None else Path(there).parent
 
 
-def _somebody_else() -> Callable[[], None] | None:
-    """PostgreSQL refuses to run as root."""
+def _somebody_else() -> tuple[int | None, int | None]:
+    """User and group that it runs as: PostgreSQL refuses to run as root; None leaves them as they are."""
     if os.getuid() != 0:
-        return None
-    user = pwd.getpwnam("nobody")
-
-    def become() -> None:
-        os.setgid(user.pw_gid)
-        os.setuid(user.pw_uid)
-
-    return become
+        return None, None
+    nobody = pwd.getpwnam("nobody")
+    return nobody.pw_uid, nobody.pw_gid
 
 
 class PostgresServer:
@@ -52,9 +50,8 @@ class PostgresServer:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        with socket.socket() as listener:
-            listener.bind(("127.0.0.1", 0))
-            self.port = int(listener.getsockname()[1])
+        self.port = free_port()
+        self._user, self._group = _somebody_else()
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -78,14 +75,15 @@ class PostgresServer:
         if there is None:
             raise FileNotFoundError("PostgreSQL's initdb is not installed")
         self._folder.mkdir(parents=True, exist_ok=True)
-        if os.getuid() == 0:
-            os.chown(self._folder, pwd.getpwnam("nobody").pw_uid, -1)
+        if self._user is not None:
+            os.chown(self._folder, self._user, -1)
         options = ["-D", str(self._folder / "data"), "-U", "ratchet", "-A", "trust", "-N", "-E", "UTF8", "--locale=C"]
         subprocess.run(
             [str(there / "initdb"), *options],
             check=True,
             capture_output=True,
-            preexec_fn=_somebody_else(),
+            user=self._user,
+            group=self._group,
             cwd="/",
         )
         self.start()
@@ -112,7 +110,8 @@ class PostgresServer:
             [there / "postgres", "-D", self._folder / "data", "-p", str(port), *options],
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
-            preexec_fn=_somebody_else(),
+            user=self._user,
+            group=self._group,
             cwd="/",
         )
         end = time.monotonic() + 30
@@ -139,3 +138,13 @@ class PostgresServer:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         """Stop."""
         self.stop()
+
+
+@contextmanager
+def a_postgres() -> Iterator[PostgresServer]:
+    """A server in a folder of its own, which goes with it."""
+    # Not pytest's folder, which only its owner may enter; a socket's path has to be short, too.
+    with tempfile.TemporaryDirectory(prefix="ratchet-pg-", dir="/tmp") as folder:
+        Path(folder).chmod(0o755)
+        with PostgresServer(Path(folder) / "server") as server:
+            yield server

@@ -8,7 +8,6 @@ with ServingProcess(home, lm_base=stub.base) as serving:
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
 import threading
@@ -30,14 +29,8 @@ from ratchet.service.app import create_app
 from ratchet.settings import Settings
 from ratchet.storage.audit import Audit
 from ratchet.storage.keys import Keys
+from ratchet.testing.ports import free_port
 from ratchet.testing.service import Clock, RecordingQueue, actor, desk_in
-
-
-def free_port() -> int:
-    """A port that nobody listens on."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
 
 
 @dataclass
@@ -98,6 +91,26 @@ class ServingProcess:
     def environment_for(self, role: Role, **more: Any) -> dict[str, str]:
         """What a command needs to know to work on it."""
         return {"RATCHET_SERVER": self.url, "RATCHET_API_KEY": self.key(role), **more}
+
+
+def begin_worker(settings: Settings) -> subprocess.Popen[str]:
+    """``ratchet worker`` in a process of its own, at work."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "ratchet", "worker"],
+        env={
+            **os.environ,
+            "RATCHET_HOME": str(settings.home),
+            "RATCHET_DATABASE_URL": settings.database,
+            "RATCHET_WEBHOOK_ALLOW": settings.webhook_allow,
+            "RATCHET_MLFLOW": "false",
+            "PYTHONWARNINGS": "ignore",
+        },
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stderr is not None
+    assert "is at work" in process.stderr.readline()
+    return process
 
 
 class ServingThread:

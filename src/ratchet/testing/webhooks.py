@@ -10,9 +10,10 @@ import json
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from types import TracebackType
-from typing import Any, Self
+from http.server import BaseHTTPRequestHandler
+from typing import Any
+
+from ratchet.testing.http_server import HttpServer, Quiet
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,7 +38,7 @@ class Delivery:
 
 
 @dataclass(kw_only=True)
-class Receiver:
+class Receiver(HttpServer):
     """The server; a context manager that listens in a thread of this process.
 
     Attributes:
@@ -62,10 +63,11 @@ class Receiver:
         """The events that were taken, in order."""
         return [each.event for each in list(self.deliveries) if 200 <= each.status < 300]
 
-    def __enter__(self) -> Self:
+    def handler(self) -> type[BaseHTTPRequestHandler]:
+        """Keeps what comes, and answers as ``answer`` says."""
         receiver, lock = self, threading.Lock()
 
-        class Handler(BaseHTTPRequestHandler):
+        class Takes(Quiet, BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
             disable_nagle_algorithm = True
 
@@ -81,22 +83,4 @@ class Receiver:
                 self.send_header("Content-Length", "0")
                 self.end_headers()
 
-            def log_message(self, format: str, *args: Any) -> None:
-                """Say nothing."""
-
-        class Server(ThreadingHTTPServer):
-            daemon_threads = True
-
-            def handle_error(self, request: Any, client_address: Any) -> None:
-                """A caller that was killed is no news."""
-
-        self._server = Server(("127.0.0.1", self.port), Handler)
-        self.port = self._server.server_address[1]
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True)
-        self._thread.start()
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
+        return Takes

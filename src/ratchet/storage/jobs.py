@@ -11,7 +11,7 @@ import sqlalchemy as sa
 
 from ratchet.core.access import Actor
 from ratchet.core.errors import Conflict, KeyUnavailable, Missing
-from ratchet.core.result import Status
+from ratchet.core.result import ENDED, Status
 from ratchet.storage.audit import Audit, Change
 from ratchet.storage.envelope import Box
 from ratchet.storage.sql import SqlArchive
@@ -67,7 +67,6 @@ Wanted = Literal["run", "pause", "cancel"]
 STOPPED: Mapping[Wanted, Status] = {"pause": "paused", "cancel": "cancelled"}
 """How an optimization stands after what was wanted of it was done."""
 
-ENDED: tuple[Status, ...] = ("improved", "no_proven_gain", "declined")
 AT_REST: tuple[Status, ...] = (*ENDED, "failed", "cancelled")
 """How an optimization stands when nothing more happens to it by itself."""
 GOES_ON: tuple[Status, ...] = ("paused", "cancelled", "failed")

@@ -12,7 +12,7 @@ import sqlalchemy as sa
 from ratchet.core.access import Actor
 from ratchet.core.errors import Conflict, KeyUnavailable, Missing
 from ratchet.core.result import ENDED, Status
-from ratchet.storage.audit import Audit, Change
+from ratchet.storage.audit import Audited, Change
 from ratchet.storage.envelope import Box
 from ratchet.storage.sql import SqlArchive
 from ratchet.storage.tables import CANDIDATE, EVALUATION, EVENT, OWNER, RESULT, events, optimizations
@@ -122,18 +122,10 @@ class Told:
     payload: Mapping[str, Any]
 
 
-class Jobs:
-    """All optimizations of the service.
+class Jobs(Audited):
+    """All optimizations of the service."""
 
-    Args:
-        archive: The database.
-        audit: Where changes are told.
-    """
-
-    def __init__(self, archive: SqlArchive, audit: Audit) -> None:
-        self._archive = archive
-        self._audit = audit
-        archive.make(metadata)
+    tables = (metadata,)
 
     # --- what is asked for -------------------------------------------------------------------------------------------
 

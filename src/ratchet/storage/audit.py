@@ -119,6 +119,26 @@ class Change:
         self.connection.execute(head.update().values(number=self._head.number, hash=self._head.hash))
 
 
+class Audited:
+    """Things in a database of which every change is in the audit trail.
+
+    Args:
+        archive: The database.
+        audit: Where changes are told.
+
+    Attributes:
+        tables: Where they are kept.
+    """
+
+    tables: ClassVar[tuple[sa.MetaData, ...]]
+
+    def __init__(self, archive: SqlArchive, audit: Audit) -> None:
+        self._archive = archive
+        self._audit = audit
+        for tables in self.tables:
+            archive.make(tables)
+
+
 class Audit:
     """The trail of one database.
 
@@ -177,23 +197,3 @@ class Audit:
         if not seen:
             raise TrailBroken(f"no entry of the audit trail has the hash {expected}")
         return Head(number=number, hash=previous)
-
-
-class Audited:
-    """Things in a database of which every change is in the audit trail.
-
-    Args:
-        archive: The database.
-        audit: Where changes are told.
-
-    Attributes:
-        tables: Where they are kept.
-    """
-
-    tables: ClassVar[tuple[sa.MetaData, ...]]
-
-    def __init__(self, archive: SqlArchive, audit: Audit) -> None:
-        self._archive = archive
-        self._audit = audit
-        for tables in self.tables:
-            archive.make(tables)

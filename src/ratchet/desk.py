@@ -17,7 +17,7 @@ from ratchet.check import check
 from ratchet.core.access import Actor
 from ratchet.core.errors import BadRequest, Missing
 from ratchet.core.request import MetricName
-from ratchet.core.result import OptimizationResult, Performance
+from ratchet.core.result import ENDED, OptimizationResult, Performance
 from ratchet.engine.archive import Event
 from ratchet.guard import clean_rows, cleaner_for, policy_for, to_store
 from ratchet.listeners import Listeners
@@ -317,7 +317,7 @@ class Desk:
         _, forecast = told.get("preflight", (None, None))
         limit = options["max_calls"]
         share = spent.calls / limit if limit else job.seconds / (60 * options["max_minutes"])
-        done = job.status in ("improved", "no_proven_gain", "declined")
+        done = job.status in ENDED
         return Progress(
             id=identity,
             status=job.status,

@@ -29,7 +29,7 @@ from ratchet.desk import UPLOADS
 from ratchet.options import Options
 from ratchet.testing.lm_server import SIGNATURE, StubServer
 from ratchet.testing.runs import TIMES
-from ratchet.testing.service import actor, data
+from ratchet.testing.service import a_lesson, actor, data
 from ratchet.testing.serving import ServingProcess, ServingThread
 
 FILES = {"result.json", "program.json", "certificate.json", "report.html"}
@@ -205,6 +205,22 @@ def does_add(ended: str) -> None:
     assert "takes the role operator" in refused
 
 
+def does_lessons_list(ended: str) -> None:
+    told = json.loads(ratchet("lessons", "list", "--json").stdout)
+    assert ended in {each["id"] for each in told["lessons"]}
+    assert ended in ratchet("lessons", "list").stdout
+    assert "it is that of the key" in ratchet("lessons", "list", "--tenant", "lab", code=2).output
+
+
+def does_lessons_show(ended: str) -> None:
+    assert json.loads(ratchet("lessons", "show", ended[:8], "--json").stdout)["id"] == ended
+    assert "there is no lesson" in ratchet("lessons", "show", "nothing", code=2).output
+
+
+def does_lessons_forget(ended: str) -> None:
+    assert "takes the role operator" in ratchet("lessons", "forget", ended, code=2).output
+
+
 DOES: dict[str, Callable[[str], None]] = {
     "list": does_list,
     "show": does_show,
@@ -216,6 +232,9 @@ DOES: dict[str, Callable[[str], None]] = {
     "cancel": does_cancel,
     "algorithms": does_algorithms,
     "algorithms add": does_add,
+    "lessons list": does_lessons_list,
+    "lessons show": does_lessons_show,
+    "lessons forget": does_lessons_forget,
 }
 
 
@@ -291,6 +310,25 @@ def test_ctrl_c_leaves_it_running_and_says_how_to_go_on(there: ServingProcess, s
         client.resume(identity)
     assert json.loads(ratchet("cancel", identity, "--json").stdout)["id"] == identity
     assert json.loads(ratchet("watch", identity, "--json", code=130).stdout)["status"] == "cancelled"
+
+
+# --- what takes more than a developer ---------------------------------------------------------------------------------
+
+
+def test_lessons_are_forgotten_there_one_by_its_beginning_or_all(
+    quiet: tuple[ServingThread, Client], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    served, _ = quiet
+    for name in ("3f2a01", "3f2b02", "4c0303"):
+        served.desk.lessons.keep(a_lesson(name, at=served.desk.clock()))
+    served.desk.lessons.keep(a_lesson("3f2a01", at=served.desk.clock(), tenant="other"))
+    monkeypatch.setenv("RATCHET_SERVER", served.url)
+    monkeypatch.setenv("RATCHET_API_KEY", served.key)
+    assert "beginning of 2 ids" in ratchet("lessons", "forget", "3f2", code=2).output
+    assert json.loads(ratchet("lessons", "forget", "4c", "--json").stdout) == {"forgotten": 1}
+    assert "2 lessons of your tenant on http" in ratchet("lessons", "forget", "--all").stderr
+    assert f"your tenant on {served.url} has no lessons yet" in ratchet("lessons", "list").stderr
+    assert len(served.desk.lessons.lessons("other")) == 1
 
 
 # --- what is sent -----------------------------------------------------------------------------------------------------

@@ -500,6 +500,20 @@ class Service(ABC, Generic[Answer, Content, Items]):
         body = {"name": name, "url": url, **({} if secret_env is None else {"secret_env": secret_env})}
         return self.ask(call("POST", "algorithms", "custom", body=body))
 
+    # --- lessons ---
+
+    def lessons(self) -> Items:
+        """What optimizations taught, the newest first."""
+        return self._items(call("GET", "lessons"))
+
+    def lesson(self, identity: str) -> Answer:
+        """What one optimization taught."""
+        return self.ask(call("GET", "lessons", identity))
+
+    def forget_lesson(self, identity: str) -> Answer:
+        """Forget a lesson for good; the optimization that taught it stays."""
+        return self.ask(call("DELETE", "lessons", identity, repeatable=False))
+
     # --- experiments and figures ---
 
     def experiments(self) -> Items:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -15,7 +16,8 @@ from ratchet.begin import new_run, tried_run
 from ratchet.catalogue import BUILT_IN, any_search, check_name, listed
 from ratchet.check import check
 from ratchet.core.access import Actor
-from ratchet.core.errors import BadRequest, Missing
+from ratchet.core.errors import BadRequest, Missing, UnknownName
+from ratchet.core.lesson import Lesson
 from ratchet.core.request import MetricName
 from ratchet.core.result import OptimizationResult, Performance
 from ratchet.engine.archive import Event
@@ -37,6 +39,7 @@ from ratchet.storage.experiments import Arm, Experiment, Experiments
 from ratchet.storage.forks import stages_before
 from ratchet.storage.jobs import Job, Jobs, Wanted
 from ratchet.storage.keys import Keys
+from ratchet.storage.lessons import SqlLessons
 from ratchet.storage.notebook import SqlNotebook
 from ratchet.storage.outbox import Outbox
 from ratchet.storage.outcomes import outcomes
@@ -127,6 +130,7 @@ class Desk:
         self.versions = Versions(archive, self.audit)
         self.algorithms = Algorithms(archive, self.audit)
         self.experiments = Experiments(archive, self.audit)
+        self.lessons = SqlLessons(archive)
         self.batch = Batch(
             self,
             Cycles(archive, self.audit),
@@ -361,6 +365,18 @@ class Desk:
         for identity in identities:
             self.eraser.optimization(actor, identity)
         self.eraser.dataset(actor, reference)
+
+    def lesson(self, actor: Actor, identity: str) -> Lesson:
+        """What an optimization of this tenant taught.
+
+        Raises:
+            Missing: there is none.
+        """
+        with suppress(UnknownName):  # a beginning that several ids have
+            found = self.lessons.find(identity, actor.tenant)
+            if found.id == identity:
+                return found
+        raise Missing(f"there is no lesson {identity!r}", value=identity)
 
     # --- data sets and targets ---------------------------------------------------------------------------------------
 

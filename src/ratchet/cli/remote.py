@@ -80,6 +80,16 @@ def key_for(settings: Settings) -> str:
     return key
 
 
+def check_tenant(tenant: str) -> None:
+    """Refuse a tenant that was named: whose things a server shows, the key says.
+
+    Raises:
+        BadRequest: one was.
+    """
+    if tenant != Options(target="").tenant:
+        raise BadRequest(f"--tenant {tenant!r} cannot be given: on a server it is that of the key")
+
+
 # --- what is asked for -----------------------------------------------------------------------------------------------
 
 _NAMES = (
@@ -108,11 +118,12 @@ def request(client: Client, options: Options) -> dict[str, Any]:
     _refuse_code("metric", options.metric)
     for algorithm in options.algorithms:
         _refuse_code("algorithm", algorithm)
+    check_tenant(options.tenant)
     standard = Options(target=options.target)
     for name in (each.name for each in fields(Options)):
         if name not in _ELSEWHERE and name not in _NAMES and getattr(options, name) != getattr(standard, name):
-            why = "on a server it is that of the key" if name == "tenant" else "a server does not take it"
-            raise BadRequest(f"--{name.replace('_', '-')} {getattr(options, name)!r} cannot be given: {why}")
+            value = getattr(options, name)
+            raise BadRequest(f"--{name.replace('_', '-')} {value!r} cannot be given: a server does not take it")
     aims = dict(options.target_values)
     given = {name: getattr(options, name) for name in _NAMES if getattr(options, name) != getattr(standard, name)}
     return {
@@ -353,15 +364,25 @@ def find(client: Client, identity: str) -> Json:
         Missing: there is none.
         BadRequest: there are several.
     """
+    return by_beginning(identity, client.optimization, client.optimizations)
+
+
+def by_beginning(identity: str, one: Callable[[str], Json], everything: Callable[[], Iterator[Json]]) -> Json:
+    """What ``one`` gives of this id, or of the only one in ``everything`` that begins so.
+
+    Raises:
+        Missing: there is none.
+        BadRequest: there are several.
+    """
     try:
-        return client.optimization(identity)
+        return one(identity)
     except Missing:
-        found = [job["id"] for job in client.optimizations() if identity and job["id"].startswith(identity)]
+        found = [each["id"] for each in everything() if identity and each["id"].startswith(identity)]
         if not found:
             raise
         if len(found) > 1:
             raise BadRequest(f"{identity!r} is the beginning of {len(found)} ids: {', '.join(found[:5])}") from None
-        return client.optimization(found[0])
+        return one(found[0])
 
 
 def list_(*, limit: int, as_json: bool, settings: Settings) -> None:

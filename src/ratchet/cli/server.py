@@ -25,7 +25,7 @@ KeyFile = Annotated[
 REMOTE = frozenset(
     {
         *("optimize", "list", "show", "resume", "status", "watch", "pause", "cancel"),
-        *("algorithms", "algorithms add"),
+        *("algorithms", "algorithms add", "lessons list", "lessons show", "lessons forget"),
     }
 )
 """Commands that a server carries out."""
@@ -39,9 +39,6 @@ INSTEAD = {
     "each of them proved",
     "demo": "give the server a target and data: `ratchet optimize`",
     "algorithms remove": "a server keeps what was registered, so that what it was used for can be told",
-    "lessons list": "a server keeps lessons to itself; each optimization of the same tenant begins with them",
-    "lessons show": "a server keeps lessons to itself; each optimization of the same tenant begins with them",
-    "lessons forget": "whoever runs the server does that, on its machine",
     "serve": "it begins a server on this machine",
     "worker": "it works beside a server, on the server's own database: set RATCHET_DATABASE_URL",
     "keys create": "whoever runs the server makes keys, on its machine",

@@ -24,7 +24,7 @@ from ratchet.cli.app import app
 from ratchet.cli.remote import find, request
 from ratchet.cli.server import ABOUT_SERVERS, HERE, REMOTE, leaves
 from ratchet.client import Client
-from ratchet.core.errors import BadRequest, Missing
+from ratchet.core.errors import BadRequest, Denied, Missing
 from ratchet.desk import UPLOADS
 from ratchet.options import Options
 from ratchet.testing.lm_server import SIGNATURE, StubServer
@@ -221,6 +221,18 @@ def does_lessons_forget(ended: str) -> None:
     assert "takes the role operator" in ratchet("lessons", "forget", ended, code=2).output
 
 
+def does_keys_create(ended: str) -> None:
+    assert "takes the role admin" in ratchet("keys", "create", "ci", code=2).output
+
+
+def does_keys_list(ended: str) -> None:
+    assert "takes the role admin" in ratchet("keys", "list", code=2).output
+
+
+def does_keys_revoke(ended: str) -> None:
+    assert "takes the role admin" in ratchet("keys", "revoke", "nothing", code=2).output
+
+
 DOES: dict[str, Callable[[str], None]] = {
     "list": does_list,
     "show": does_show,
@@ -232,6 +244,9 @@ DOES: dict[str, Callable[[str], None]] = {
     "cancel": does_cancel,
     "algorithms": does_algorithms,
     "algorithms add": does_add,
+    "keys create": does_keys_create,
+    "keys list": does_keys_list,
+    "keys revoke": does_keys_revoke,
     "lessons list": does_lessons_list,
     "lessons show": does_lessons_show,
     "lessons forget": does_lessons_forget,
@@ -329,6 +344,26 @@ def test_lessons_are_forgotten_there_one_by_its_beginning_or_all(
     assert "2 lessons of your tenant on http" in ratchet("lessons", "forget", "--all").stderr
     assert f"your tenant on {served.url} has no lessons yet" in ratchet("lessons", "list").stderr
     assert len(served.desk.lessons.lessons("other")) == 1
+
+
+def test_an_admin_makes_lists_and_revokes_keys_from_elsewhere(
+    serving: ServingProcess, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in serving.environment_for("admin").items():
+        monkeypatch.setenv(name, value)
+    text = ratchet("keys", "create", "ci", "--role", "viewer", "--days", 1, "--rate", 500).stdout.strip()
+    key = json.loads(ratchet("keys", "create", "short", "--json").stdout)
+    with Client(serving.url, key=text) as client:
+        assert list(client.targets()) == []
+    listed = json.loads(ratchet("keys", "list", "--json").stdout)
+    assert [(each["name"], each["role"]) for each in listed[-2:]] == [("ci", "viewer"), ("short", "developer")]
+    assert key["key"].rpartition("_")[2] not in json.dumps(listed)
+    assert "was revoked at" in ratchet("keys", "revoke", key["id"]).stderr
+    assert "revoked" in ratchet("keys", "list").stdout
+    with Client(serving.url, key=key["key"]) as client, pytest.raises(Denied):
+        list(client.targets())
+    assert "there is no key 'nothing'" in ratchet("keys", "revoke", "nothing", code=2).output
+    assert "it is that of the key" in ratchet("keys", "create", "x", "--tenant", "lab", code=2).output
 
 
 # --- what is sent -----------------------------------------------------------------------------------------------------

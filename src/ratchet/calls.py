@@ -543,6 +543,27 @@ class Service(ABC, Generic[Answer, Content, Items]):
 
     # --- the house ---
 
+    def create_key(
+        self,
+        name: str,
+        *,
+        role: str = "developer",
+        days: float | None = None,
+        requests_per_minute: int | None = None,
+    ) -> Answer:
+        """A key for the own tenant, with its text: it is told only now."""
+        given = {"name": name, "role": role, "days": days, "requests_per_minute": requests_per_minute}
+        body = {field: value for field, value in given.items() if value is not None}
+        return self.ask(call("POST", "keys", body=body, repeatable=False))
+
+    def keys(self) -> Items:
+        """The keys of the own tenant, the oldest first; not their texts, which nobody has."""
+        return self._items(call("GET", "keys"))
+
+    def revoke_key(self, identity: str) -> Answer:
+        """The key, taken back at once and for good."""
+        return self.ask(call("DELETE", "keys", identity))
+
     def audit(self) -> Items:
         """The audit trail, the newest entry first."""
         return self._items(call("GET", "audit"))

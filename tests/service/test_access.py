@@ -55,6 +55,9 @@ LEAST: dict[tuple[str, str], Role | None] = {
     ("DELETE", "/api/v1/lessons/{identity}"): "operator",
     ("GET", "/api/v1/analytics/performance"): "viewer",
     ("GET", "/api/v1/audit"): "operator",
+    ("POST", "/api/v1/keys"): "admin",
+    ("GET", "/api/v1/keys"): "admin",
+    ("DELETE", "/api/v1/keys/{identity}"): "admin",
     ("POST", "/api/v1/webhooks"): "operator",
     ("GET", "/api/v1/webhooks"): "operator",
     ("GET", "/api/v1/webhooks/{identity}"): "operator",
@@ -176,7 +179,9 @@ def test_a_key_ends_when_it_is_revoked(house: House) -> None:
         house.desk.keys.revoke(actor(), "nothing")
 
 
-@pytest.mark.parametrize(("field", "value"), [("role", "king"), ("tenant", "a/b"), ("tenant", ""), ("name", "")])
+@pytest.mark.parametrize(
+    ("field", "value"), [("role", "king"), ("tenant", "a/b"), ("tenant", ""), ("name", ""), ("name", "a\nb")]
+)
 def test_a_key_that_makes_no_sense_is_refused(house: House, field: str, value: str) -> None:
     given = {"name": "n", "tenant": "t", "role": "viewer", field: value}
     with pytest.raises(BadRequest, match=field):

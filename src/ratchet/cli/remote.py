@@ -75,7 +75,7 @@ def key_for(settings: Settings) -> str:
         source = settings.key_file or "RATCHET_API_KEY"
         raise BadRequest(
             f"there is no key for {settings.server} in {source}; set RATCHET_API_KEY or give --key-file FILE. "
-            "`ratchet keys create` makes one, on the server's machine"
+            "`ratchet keys create` makes one, on the server's machine or with an admin's key"
         )
     return key
 
@@ -478,6 +478,25 @@ def add_algorithm(name: str, url: str, secret_env: str | None, settings: Setting
         kept = client.register_algorithm(name, url, secret_env=secret_env)
     weak = [promise["what"] for promise in kept["promises"] if not promise["kept"]]
     say(f"{name} stands for {url} on {settings.server}" + (f"; it does not keep: {', '.join(weak)}" if weak else ""))
+
+
+def create_key(name: str, *, role: str, tenant: str, days: float | None, rate: int | None, settings: Settings) -> Json:
+    """A new key of the own tenant, with its text."""
+    check_tenant(tenant)
+    with client_of(settings) as client:
+        return client.create_key(name, role=role, days=days, requests_per_minute=rate)
+
+
+def keys(settings: Settings) -> list[Json]:
+    """The keys of the own tenant."""
+    with client_of(settings) as client:
+        return [*client.keys()]
+
+
+def revoke_key(identity: str, settings: Settings) -> Json:
+    """A key of the own tenant, taken back."""
+    with client_of(settings) as client:
+        return client.revoke_key(identity)
 
 
 def status(identity: str, *, as_json: bool, settings: Settings) -> None:

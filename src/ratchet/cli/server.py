@@ -26,6 +26,7 @@ REMOTE = frozenset(
     {
         *("optimize", "list", "show", "resume", "status", "watch", "pause", "cancel"),
         *("algorithms", "algorithms add", "lessons list", "lessons show", "lessons forget"),
+        *("keys create", "keys list", "keys revoke"),
     }
 )
 """Commands that a server carries out."""
@@ -41,9 +42,6 @@ INSTEAD = {
     "algorithms remove": "a server keeps what was registered, so that what it was used for can be told",
     "serve": "it begins a server on this machine",
     "worker": "it works beside a server, on the server's own database: set RATCHET_DATABASE_URL",
-    "keys create": "whoever runs the server makes keys, on its machine",
-    "keys list": "whoever runs the server lists keys, on its machine",
-    "keys revoke": "whoever runs the server revokes keys, on its machine",
     "audit verify": "it reads the whole trail, of all tenants, on the server's machine",
 }
 """What to do about the commands that no server carries out; those that are not named are refused too."""

@@ -199,6 +199,7 @@ MAKERS: Mapping[str, Callable[[House], list[str]]] = {
     "versions": lambda house: [house.version()],
     "experiments": lambda house: [house.experiment()],
     "lessons": _lesson,
+    "keys": lambda house: [_made(house, "keys", name="ci")],
     "webhooks": lambda house: [_made(house, "webhooks", url="https://hooks.invalid/ratchet")],
     "cycles": lambda house: [_made(house, "cycles", optimizations=[_order(house)])],
     "schedules": lambda house: [_made(house, "schedules", cron="30 2 * * mon", optimization=_order(house))],

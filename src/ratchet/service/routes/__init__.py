@@ -9,6 +9,7 @@ from ratchet.service.routes import (
     cycles,
     datasets,
     experiments,
+    keys,
     lessons,
     live,
     optimizations,
@@ -30,6 +31,7 @@ ROUTERS = (
     experiments.router,
     analytics.router,
     audit.router,
+    keys.router,
     webhooks.router,
     cycles.router,
 )

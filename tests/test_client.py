@@ -205,6 +205,7 @@ ASKS: dict[str, Callable[[Any], Any]] = {
     "experiment": lambda client: client.experiment("e"),
     "plan_experiment": lambda client: client.plan_experiment(target="t", arms=[]),
     "performance": lambda client: client.performance(target="t", window="day"),
+    "verify_audit": lambda client: client.verify_audit(expected="0" * 64),
     "create_key": lambda client: client.create_key("ci", role="viewer", days=30, requests_per_minute=10),
     "keys": lambda client: client.keys(),
     "revoke_key": lambda client: client.revoke_key("k"),

@@ -16,6 +16,7 @@ from typing import Any
 
 import httpx
 import pytest
+import sqlalchemy as sa
 import typer
 from typer.testing import CliRunner, Result
 
@@ -233,6 +234,10 @@ def does_keys_revoke(ended: str) -> None:
     assert "takes the role admin" in ratchet("keys", "revoke", "nothing", code=2).output
 
 
+def does_audit_verify(ended: str) -> None:
+    assert "takes the role operator" in ratchet("audit", "verify", code=2).output
+
+
 DOES: dict[str, Callable[[str], None]] = {
     "list": does_list,
     "show": does_show,
@@ -247,6 +252,7 @@ DOES: dict[str, Callable[[str], None]] = {
     "keys create": does_keys_create,
     "keys list": does_keys_list,
     "keys revoke": does_keys_revoke,
+    "audit verify": does_audit_verify,
     "lessons list": does_lessons_list,
     "lessons show": does_lessons_show,
     "lessons forget": does_lessons_forget,
@@ -364,6 +370,21 @@ def test_an_admin_makes_lists_and_revokes_keys_from_elsewhere(
         list(client.targets())
     assert "there is no key 'nothing'" in ratchet("keys", "revoke", "nothing", code=2).output
     assert "it is that of the key" in ratchet("keys", "create", "x", "--tenant", "lab", code=2).output
+
+
+def test_an_operator_verifies_the_trail_from_elsewhere(
+    quiet: tuple[ServingThread, Client], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    served, client = quiet
+    monkeypatch.setenv("RATCHET_SERVER", served.url)
+    monkeypatch.setenv("RATCHET_API_KEY", served.key)
+    client.keep_target("t", signature="a -> b")
+    newest = json.loads(ratchet("audit", "verify", "--json").stdout)
+    assert newest == {"holds": True, **{name: next(client.audit())[name] for name in ("number", "hash")}}
+    assert newest["hash"] in ratchet("audit", "verify", "--expect", newest["hash"]).stdout
+    with served.desk.archive.transaction() as connection:
+        connection.execute(sa.text("UPDATE audit SET who = 'nobody' WHERE number = 1"))
+    assert "entry 1 of the audit trail was changed" in ratchet("audit", "verify", code=1).output
 
 
 # --- what is sent -----------------------------------------------------------------------------------------------------

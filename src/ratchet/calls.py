@@ -567,3 +567,7 @@ class Service(ABC, Generic[Answer, Content, Items]):
     def audit(self) -> Items:
         """The audit trail, the newest entry first."""
         return self._items(call("GET", "audit"))
+
+    def verify_audit(self, *, expected: str | None = None) -> Answer:
+        """Whether the whole trail holds; ``expected`` is a hash that must be there."""
+        return self.ask(call("GET", "audit", "verification", expected=expected))

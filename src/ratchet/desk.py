@@ -32,7 +32,7 @@ from ratchet.programs.remote_algorithm import Address, AllowedHosts
 from ratchet.programs.targets import resolve_target
 from ratchet.settings import Settings
 from ratchet.storage.algorithms import Algorithms, Registered, addresses
-from ratchet.storage.audit import Audit, state_hash
+from ratchet.storage.audit import Audit, Entry, state_hash
 from ratchet.storage.cycles import Cycles, Schedule, Schedules
 from ratchet.storage.erasure import Eraser
 from ratchet.storage.experiments import Arm, Experiment, Experiments
@@ -473,6 +473,23 @@ class Desk:
             return None
         result = self.jobs.result(actor.tenant, self.versions.find(actor.tenant, version).optimization_id)
         return None if result is None else OptimizationResult.from_json(result).optimized_performance
+
+    # --- the audit trail ---------------------------------------------------------------------------------------------
+
+    def verify_trail(self, actor: Actor, *, expected: str | None = None) -> Entry | None:
+        """The newest entry of this tenant, after the whole trail was checked; None when it has none.
+
+        What it binds is all that came before it, of other tenants too; of those nothing is told.
+
+        Args:
+            expected: The hash of an entry that was noted down earlier; it must still be there.
+
+        Raises:
+            TrailBroken: an entry was edited, removed, added or moved; the message and the value ``number`` say which.
+        """
+        newest = next(iter(self.audit.entries(actor.tenant, limit=1)), None)
+        self.audit.verify(expected=expected)
+        return newest
 
     # --- analytics ---------------------------------------------------------------------------------------------------
 

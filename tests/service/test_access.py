@@ -55,6 +55,7 @@ LEAST: dict[tuple[str, str], Role | None] = {
     ("DELETE", "/api/v1/lessons/{identity}"): "operator",
     ("GET", "/api/v1/analytics/performance"): "viewer",
     ("GET", "/api/v1/audit"): "operator",
+    ("GET", "/api/v1/audit/verification"): "operator",
     ("POST", "/api/v1/keys"): "admin",
     ("GET", "/api/v1/keys"): "admin",
     ("DELETE", "/api/v1/keys/{identity}"): "admin",

@@ -30,6 +30,11 @@ def keys(settings: Settings) -> list[Json]:
     return [asdict(key) for key in open_desk(settings).keys.list()]
 
 
+def verify_trail(expected: str | None, settings: Settings) -> Json:
+    """The newest entry, after the trail was checked."""
+    return {"holds": True, **asdict(open_desk(settings).audit.verify(expected=expected))}
+
+
 def revoke_key(identity: str, settings: Settings) -> Json:
     """A key, taken back."""
     return asdict(open_desk(settings).keys.revoke(here("ratchet keys"), identity))

@@ -20,7 +20,7 @@ from ratchet.calls import KINDS
 from ratchet.cli.errors import FAILED, STOPPED, say
 from ratchet.cli.progress import Progress, clock
 from ratchet.client import Client, Json
-from ratchet.core.errors import BadRequest, Missing, RatchetError
+from ratchet.core.errors import BadRequest, Missing, RatchetError, TrailBroken
 from ratchet.engine.archive import Event, Optimization
 from ratchet.options import Options
 from ratchet.settings import Settings
@@ -491,6 +491,19 @@ def keys(settings: Settings) -> list[Json]:
     """The keys of the own tenant."""
     with client_of(settings) as client:
         return [*client.keys()]
+
+
+def verify_trail(expected: str | None, settings: Settings) -> Json:
+    """The newest entry of the own tenant, after the trail was checked.
+
+    Raises:
+        TrailBroken: it does not hold.
+    """
+    with client_of(settings) as client:
+        told = client.verify_audit(expected=expected)
+    if not told["holds"]:
+        raise TrailBroken(told["reason"], number=told["broken"])
+    return {name: told[name] for name in ("holds", "number", "hash")}
 
 
 def revoke_key(identity: str, settings: Settings) -> Json:

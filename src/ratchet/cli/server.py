@@ -26,7 +26,7 @@ REMOTE = frozenset(
     {
         *("optimize", "list", "show", "resume", "status", "watch", "pause", "cancel"),
         *("algorithms", "algorithms add", "lessons list", "lessons show", "lessons forget"),
-        *("keys create", "keys list", "keys revoke"),
+        *("keys create", "keys list", "keys revoke", "audit verify"),
     }
 )
 """Commands that a server carries out."""
@@ -42,7 +42,6 @@ INSTEAD = {
     "algorithms remove": "a server keeps what was registered, so that what it was used for can be told",
     "serve": "it begins a server on this machine",
     "worker": "it works beside a server, on the server's own database: set RATCHET_DATABASE_URL",
-    "audit verify": "it reads the whole trail, of all tenants, on the server's machine",
 }
 """What to do about the commands that no server carries out; those that are not named are refused too."""
 

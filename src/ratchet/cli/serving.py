@@ -115,16 +115,16 @@ def audit_verify(
 ) -> None:
     """Check that no entry was edited, removed or moved; ends with 1, naming the first that was.
 
-    Note the hash it prints down elsewhere: with --expect it shows that the trail was not rewritten as a whole.
+    Note the hash it prints down elsewhere: with --expect it shows that the trail was not rewritten as a whole. With
+    --server it is the hash of your tenant's newest entry, which binds all that came before it.
     """
     settings = _settings(ctx)
-    from dataclasses import asdict
-
-    from ratchet.bootstrap import open_desk
     from ratchet.cli.work import print_json
 
-    head = open_desk(settings).audit.verify(expected=expect)
+    newest = place(settings, "house").verify_trail(expect, settings)
     if json:
-        print_json({"holds": True, **asdict(head)})
+        print_json(newest)
+    elif newest["hash"] is None:
+        print("holds; your tenant has no entry yet")
     else:
-        print(f"holds: {head.number} entries, the newest is {head.hash}")
+        print(f"holds: entry {newest['number']} is the newest, with the hash {newest['hash']}")

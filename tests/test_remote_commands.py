@@ -238,6 +238,10 @@ def does_audit_verify(ended: str) -> None:
     assert "takes the role operator" in ratchet("audit", "verify", code=2).output
 
 
+def does_delete(ended: str) -> None:
+    assert "takes the role operator" in ratchet("delete", ended, code=2).output
+
+
 DOES: dict[str, Callable[[str], None]] = {
     "list": does_list,
     "show": does_show,
@@ -253,6 +257,7 @@ DOES: dict[str, Callable[[str], None]] = {
     "keys list": does_keys_list,
     "keys revoke": does_keys_revoke,
     "audit verify": does_audit_verify,
+    "delete": does_delete,
     "lessons list": does_lessons_list,
     "lessons show": does_lessons_show,
     "lessons forget": does_lessons_forget,
@@ -385,6 +390,27 @@ def test_an_operator_verifies_the_trail_from_elsewhere(
     with served.desk.archive.transaction() as connection:
         connection.execute(sa.text("UPDATE audit SET who = 'nobody' WHERE number = 1"))
     assert "entry 1 of the audit trail was changed" in ratchet("audit", "verify", code=1).output
+
+
+def test_an_operator_erases_an_optimization_there_and_the_files_that_were_fetched_of_it(
+    quiet: tuple[ServingThread, Client], here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    served, client = quiet
+    monkeypatch.setenv("RATCHET_SERVER", served.url)
+    monkeypatch.setenv("RATCHET_API_KEY", served.key)
+    options = Options(target=SIGNATURE, data="mails.jsonl", lm="openai/stub", lm_base="http://127.0.0.1:9/v1")
+    job = client.optimize(**request(client, options))["id"]
+    fetched = here / "home" / "runs" / job
+    fetched.mkdir(parents=True)
+    (fetched / "result.json").write_text("{}")
+    assert "cancel it first" in ratchet("delete", job, code=2).output
+    assert fetched.is_dir()
+    client.cancel(job)
+    assert f"{job} is erased" in ratchet("delete", job[:8]).stderr
+    assert not fetched.exists()
+    assert list(client.optimizations()) == []
+    assert next(client.audit())["action"] == "optimization.erase"
+    assert "there is no optimization" in ratchet("delete", job, code=2).output
 
 
 # --- what is sent -----------------------------------------------------------------------------------------------------

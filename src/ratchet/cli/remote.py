@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -531,6 +532,16 @@ def status(identity: str, *, as_json: bool, settings: Settings) -> None:
     print(f"spent     {spend['calls']} calls, {usd}, {clock(spend['seconds'])}")
     if forecast is not None:
         print(f"forecast  {forecast['forecast_calls']} calls")
+
+
+def erase(identity: str, settings: Settings) -> str:
+    """The id of an optimization on the server, which is erased; so are its files where ``fetch`` puts them."""
+    with client_of(settings) as client:
+        found = str(find(client, identity)["id"])
+        client.erase(found)
+    if re.fullmatch(r"\w+", found):  # it comes from elsewhere, and must name a folder of ours
+        shutil.rmtree(settings.home / "runs" / found, ignore_errors=True)
+    return found
 
 
 def stop(identity: str, how: str, *, as_json: bool, settings: Settings) -> None:

@@ -24,7 +24,7 @@ KeyFile = Annotated[
 
 REMOTE = frozenset(
     {
-        *("optimize", "list", "show", "resume", "status", "watch", "pause", "cancel"),
+        *("optimize", "list", "show", "resume", "status", "watch", "pause", "cancel", "delete"),
         *("algorithms", "algorithms add", "lessons list", "lessons show", "lessons forget"),
         *("keys create", "keys list", "keys revoke", "audit verify"),
     }

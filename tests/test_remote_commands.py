@@ -242,6 +242,11 @@ def does_delete(ended: str) -> None:
     assert "takes the role operator" in ratchet("delete", ended, code=2).output
 
 
+def does_compare(ended: str) -> None:
+    words = ("--data", "mails.jsonl", "--lm", "openai/stub")
+    assert "each once" in ratchet("compare", "a -> b", "gepa", "gepa", *words, code=2).output
+
+
 DOES: dict[str, Callable[[str], None]] = {
     "list": does_list,
     "show": does_show,
@@ -257,6 +262,7 @@ DOES: dict[str, Callable[[str], None]] = {
     "keys list": does_keys_list,
     "keys revoke": does_keys_revoke,
     "audit verify": does_audit_verify,
+    "compare": does_compare,
     "delete": does_delete,
     "lessons list": does_lessons_list,
     "lessons show": does_lessons_show,
@@ -271,7 +277,7 @@ def test_a_command_works_on_a_server_or_says_what_to_do_instead(
     if command in REMOTE:
         DOES[command](ended)
     else:
-        arguments = {"evaluate": ["a -> b"], "compare": ["a -> b", "gepa"], "worker": []}
+        arguments = {"evaluate": ["a -> b"], "worker": []}
         given = arguments.get(command, ["x", "y"][: _needed(command)])
         refused = ratchet(*command.split(), *given, code=2).output
         assert f"`ratchet {command}` cannot be carried out by the server {there.url}: " in refused

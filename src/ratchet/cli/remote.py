@@ -6,7 +6,7 @@ import json
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields
 from datetime import datetime
@@ -220,6 +220,19 @@ def optimize(options: Options, *, out: Path | None, as_json: bool, settings: Set
         _follow(client, job["id"], out=out, as_json=as_json, settings=settings)
 
 
+def compare(options: Options, names: Sequence[str], *, as_json: bool, settings: Settings) -> None:
+    """Algorithms side by side, to the end; what an earlier call began is not begun again."""
+    from ratchet.cli import render
+    from ratchet.cli.remote_contest import contest
+
+    with client_of(settings) as client:
+        ended = contest(client, options, names)
+    if as_json:
+        _print_json(ended.to_json())
+    else:
+        render.show(render.contest_view(ended))
+
+
 def resume(identity: str, *, out: Path | None, as_json: bool, settings: Settings) -> None:
     """An optimization that was stopped, followed to its end; of one that has ended the files are fetched."""
     _check_folder(out)
@@ -273,20 +286,8 @@ def _follow(client: Client, identity: str, *, out: Path | None, as_json: bool, s
         say(f"optimization {identity} has ended before; nothing is run again")
         _tell_end(client, job, out=out, as_json=as_json, settings=settings)
         return
-    asked = job["request"]["options"]
-    progress = Progress(
-        Console(stderr=True), max_calls=asked["max_calls"], max_seconds=float(asked["max_minutes"]) * 60
-    )
-    meter = _Meter(client, identity)
     try:
-        with progress:
-            progress.tell(f"optimization {identity} on {client.url}")
-            progress.watch(lambda: meter.calls, meter.dollars, spent_seconds=job["seconds"])
-            for event in client.events(identity):
-                meter.calls = event.payload.get("calls", meter.calls)
-                progress(Event(kind=event.kind, payload=event.payload))
-                if event.kind == "ended" and client.optimization(identity)["wanted"] == "pause":
-                    break  # the stream stays open for whoever waits until it is resumed
+        job = watched(client, job)
     except KeyboardInterrupt:
         say(
             f"\nit goes on without you. Follow it again with: {_command(client, 'watch', identity)}\n"
@@ -295,7 +296,25 @@ def _follow(client: Client, identity: str, *, out: Path | None, as_json: bool, s
         if as_json:
             _print_json({"optimization_id": identity, "status": "running", "error": "no longer followed"})
         raise typer.Exit(STOPPED) from None
-    _tell_end(client, _rested(client, identity), out=out, as_json=as_json, settings=settings)
+    _tell_end(client, job, out=out, as_json=as_json, settings=settings)
+
+
+def watched(client: Client, job: Json, *, name: str = "") -> Json:
+    """The optimization once it is at rest; until then its progress is shown, under ``name`` where it has one."""
+    identity, asked = job["id"], job["request"]["options"]
+    progress = Progress(
+        Console(stderr=True), max_calls=asked["max_calls"], max_seconds=float(asked["max_minutes"]) * 60
+    )
+    meter = _Meter(client, identity)
+    with progress:
+        progress.tell(f"{name and f'{name}: '}optimization {identity} on {client.url}")
+        progress.watch(lambda: meter.calls, meter.dollars, spent_seconds=job["seconds"])
+        for event in client.events(identity):
+            meter.calls = event.payload.get("calls", meter.calls)
+            progress(Event(kind=event.kind, payload=event.payload))
+            if event.kind == "ended" and client.optimization(identity)["wanted"] == "pause":
+                break  # the stream stays open for whoever waits until it is resumed
+    return _rested(client, identity)
 
 
 def _rested(client: Client, identity: str) -> Json:
@@ -421,11 +440,27 @@ def _stored(job: Mapping[str, Any]) -> Optimization:
 
 def sides_of(client: Client, identity: str) -> Callable[[Any, Options], Any]:
     """What measures baseline and chosen candidate on the sealed test, from the server's evaluations."""
-    from ratchet.core.evaluation import Evaluation, Failure, Usage
-    from ratchet.core.problem import Example
     from ratchet.core.result import OptimizationResult
     from ratchet.engine.report import Side
     from ratchet.publish import side
+
+    def sides(result: OptimizationResult, options: Options) -> tuple[Side, Side]:
+        if result.comparison is None or result.baseline is None or result.winner is None:
+            return Side(), Side()
+        keys, rows = sealed(client, identity)
+        before, after = (
+            side([rows[candidate.key, key] for key in keys], success_at=options.success_at, seed=options.seed)
+            for candidate in (result.baseline, result.winner)
+        )
+        return before, after
+
+    return sides
+
+
+def sealed(client: Client, identity: str) -> tuple[list[str], dict[tuple[str, str], Any]]:
+    """The examples that the sealed test of an optimization was opened for, and evaluations by candidate and example."""
+    from ratchet.core.evaluation import Evaluation, Failure, Usage
+    from ratchet.core.problem import Example
 
     nameless = Example(inputs={}, labels={})
 
@@ -439,23 +474,10 @@ def sides_of(client: Client, identity: str) -> Callable[[Any, Options], Any]:
             usage=Usage(**{each.name: row[each.name] for each in fields(Usage)}),
         )
 
-    def sides(result: OptimizationResult, options: Options) -> tuple[Side, Side]:
-        if result.comparison is None or result.baseline is None or result.winner is None:
-            return Side(), Side()
-        # The certificate names the examples of the sealed test, in their order.
-        keys = [key for key, _, _ in client.certificate(identity)["payload"]["pairs"]]
-        rows = {
-            (row["candidate"], row["example"]): evaluation(row)
-            for row in client.evaluations(identity)
-            if row["repeat"] == 0
-        }
-        before, after = (
-            side([rows[candidate.key, key] for key in keys], success_at=options.success_at, seed=options.seed)
-            for candidate in (result.baseline, result.winner)
-        )
-        return before, after
-
-    return sides
+    # The certificate names the examples of the sealed test, in their order.
+    keys = [key for key, _, _ in client.certificate(identity)["payload"]["pairs"]]
+    rows = client.evaluations(identity)
+    return keys, {(row["candidate"], row["example"]): evaluation(row) for row in rows if row["repeat"] == 0}
 
 
 def algorithms(*, as_json: bool, settings: Settings) -> None:

@@ -24,7 +24,7 @@ KeyFile = Annotated[
 
 REMOTE = frozenset(
     {
-        *("optimize", "list", "show", "resume", "status", "watch", "pause", "cancel", "delete"),
+        *("optimize", "compare", "list", "show", "resume", "status", "watch", "pause", "cancel", "delete"),
         *("algorithms", "algorithms add", "lessons list", "lessons show", "lessons forget"),
         *("keys create", "keys list", "keys revoke", "audit verify"),
     }
@@ -36,8 +36,6 @@ HERE = frozenset({"verify", "models list", "models pull", "algorithms check", "d
 
 INSTEAD = {
     "evaluate": "a server only optimizes: its sealed test measures the program as it is, too",
-    "compare": "ask for each algorithm with `ratchet optimize --algorithm NAME --seed 0`; `ratchet show` tells what "
-    "each of them proved",
     "demo": "give the server a target and data: `ratchet optimize`",
     "algorithms remove": "a server keeps what was registered, so that what it was used for can be told",
     "serve": "it begins a server on this machine",

@@ -198,6 +198,7 @@ ASKS: dict[str, Callable[[Any], Any]] = {
     "algorithms": lambda client: client.algorithms(),
     "registered_algorithms": lambda client: client.registered_algorithms(),
     "register_algorithm": lambda client: client.register_algorithm("climb", "https://a.example", secret_env="S"),
+    "withdraw_algorithm": lambda client: client.withdraw_algorithm("climb"),
     "lessons": lambda client: client.lessons(),
     "lesson": lambda client: client.lesson("a"),
     "forget_lesson": lambda client: client.forget_lesson("a"),

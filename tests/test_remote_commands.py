@@ -28,6 +28,7 @@ from ratchet.client import Client
 from ratchet.core.errors import BadRequest, Denied, Missing
 from ratchet.desk import UPLOADS
 from ratchet.options import Options
+from ratchet.programs.remote_algorithm import Address
 from ratchet.testing.lm_server import SIGNATURE, StubServer
 from ratchet.testing.runs import TIMES
 from ratchet.testing.service import a_lesson, actor, data
@@ -247,6 +248,10 @@ def does_compare(ended: str) -> None:
     assert "each once" in ratchet("compare", "a -> b", "gepa", "gepa", *words, code=2).output
 
 
+def does_remove(ended: str) -> None:
+    assert "takes the role operator" in ratchet("algorithms", "remove", "climb", code=2).output
+
+
 DOES: dict[str, Callable[[str], None]] = {
     "list": does_list,
     "show": does_show,
@@ -262,6 +267,7 @@ DOES: dict[str, Callable[[str], None]] = {
     "keys list": does_keys_list,
     "keys revoke": does_keys_revoke,
     "audit verify": does_audit_verify,
+    "algorithms remove": does_remove,
     "compare": does_compare,
     "delete": does_delete,
     "lessons list": does_lessons_list,
@@ -417,6 +423,20 @@ def test_an_operator_erases_an_optimization_there_and_the_files_that_were_fetche
     assert list(client.optimizations()) == []
     assert next(client.audit())["action"] == "optimization.erase"
     assert "there is no optimization" in ratchet("delete", job, code=2).output
+
+
+def test_an_operator_withdraws_an_algorithm_from_elsewhere(
+    quiet: tuple[ServingThread, Client], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    served, client = quiet
+    monkeypatch.setenv("RATCHET_SERVER", served.url)
+    monkeypatch.setenv("RATCHET_API_KEY", served.key)
+    served.desk.algorithms.register(actor(), "climb", Address(url="https://algorithms.invalid/climb"), [])
+    assert "climb" in ratchet("algorithms").stdout
+    assert "climb is withdrawn" in ratchet("algorithms", "remove", "climb").stderr
+    assert "climb" not in ratchet("algorithms").stdout
+    assert next(client.registered_algorithms())["withdrawn_at"] is not None
+    assert "no algorithm is registered as 'climber'" in ratchet("algorithms", "remove", "climber", code=2).output
 
 
 # --- what is sent -----------------------------------------------------------------------------------------------------

@@ -132,7 +132,9 @@ def resumed_run(
     fork = Fork.from_json(stored.request["fork"]) if "fork" in stored.request else None
     notes = () if fork is None else (f"it was forked from {fork.of}, whose sealed test has the same examples",)
     splits = Splits(train=parts["train"], validation=parts["validation"], test=parts["test"], notes=notes)
-    prepared = prepare(options, given, settings, splits=splits, addresses=addresses(archive, options.tenant))
+    prepared = prepare(
+        options, given, settings, splits=splits, addresses=addresses(archive, options.tenant, withdrawn=True)
+    )
     before, now = stored.request["identities"], identities(prepared)
     for name, value in now.items():
         if before.get(name) != value:

@@ -492,13 +492,17 @@ class Service(ABC, Generic[Answer, Content, Items]):
         return self._items(call("GET", "algorithms"))
 
     def registered_algorithms(self) -> Items:
-        """The algorithms that operators registered, by name."""
+        """The algorithms that operators registered, by name, with those that were withdrawn."""
         return self._items(call("GET", "algorithms", "custom"))
 
     def register_algorithm(self, name: str, url: str, *, secret_env: str | None = None) -> Answer:
         """The algorithm behind ``url``, now called ``name``, with the promises it keeps."""
         body = {"name": name, "url": url, **({} if secret_env is None else {"secret_env": secret_env})}
         return self.ask(call("POST", "algorithms", "custom", body=body))
+
+    def withdraw_algorithm(self, name: str) -> Answer:
+        """A registered algorithm that no new optimization can name; those that were begun with it go on."""
+        return self.ask(call("DELETE", "algorithms", "custom", name))
 
     # --- lessons ---
 

@@ -448,7 +448,8 @@ class Desk:
         for each in listed(self.settings):
             found.append({**each, "what": ""} if each["kind"] == "URL" else each)  # the address is an operator's matter
         mine = self.algorithms.page(actor.tenant, after="", limit=1000)
-        return [*found, *({"name": each.name, "kind": "registered", "what": each.created_by} for each in mine)]
+        offered = [each for each in mine if each.withdrawn_at is None]
+        return [*found, *({"name": each.name, "kind": "registered", "what": each.created_by} for each in offered)]
 
     def plan_experiment(self, actor: Actor, *, target: str, metric: MetricName, arms: Sequence[Arm]) -> Experiment:
         """An experiment between versions of a target; nothing is sent to them yet.

@@ -47,6 +47,7 @@ LEAST: dict[tuple[str, str], Role | None] = {
     ("GET", "/api/v1/algorithms"): "viewer",
     ("POST", "/api/v1/algorithms/custom"): "operator",
     ("GET", "/api/v1/algorithms/custom"): "viewer",
+    ("DELETE", "/api/v1/algorithms/custom/{name}"): "operator",
     ("POST", "/api/v1/experiments"): "operator",
     ("GET", "/api/v1/experiments"): "viewer",
     ("GET", "/api/v1/experiments/{identity}"): "viewer",

@@ -55,11 +55,9 @@ def add(
 
 @algorithms.command(epilog=examples("ratchet algorithms remove climb"))
 def remove(ctx: typer.Context, name: Named) -> None:
-    """Forget a name that was added."""
+    """Forget a name that was added; with --server, what was begun with it goes on."""
     settings = begin(ctx)
-    from ratchet.catalogue import AddressBook
-
-    AddressBook(settings.home).remove(name)
+    place(settings, "read").remove_algorithm(name, settings)
 
 
 @algorithms.command(

@@ -503,6 +503,13 @@ def add_algorithm(name: str, url: str, secret_env: str | None, settings: Setting
     say(f"{name} stands for {url} on {settings.server}" + (f"; it does not keep: {', '.join(weak)}" if weak else ""))
 
 
+def remove_algorithm(name: str, settings: Settings) -> None:
+    """An algorithm that no new optimization can name; withdrawn by an operator."""
+    with client_of(settings) as client:
+        client.withdraw_algorithm(name)
+    say(f"{name} is withdrawn on {settings.server}; optimizations that were begun with it go on")
+
+
 def create_key(name: str, *, role: str, tenant: str, days: float | None, rate: int | None, settings: Settings) -> Json:
     """A new key of the own tenant, with its text."""
     check_tenant(tenant)

@@ -60,7 +60,11 @@ def _begun(client: Client, options: Options, names: Sequence[str]) -> Json:
     body = request(client, replace(options, algorithms=every, warm_start=False, learn_from=()))
     orders = [{**_pinned(client, body), "algorithms": each} for each in parts]
     # Whoever registers an algorithm anew under its name asks for something else.
-    registered = [each for each in client.registered_algorithms() if each["name"] in every]
+    registered = [
+        [each[name] for name in ("name", "url", "created_at")]
+        for each in client.registered_algorithms()
+        if each["name"] in every
+    ]
     key = f"compare {content_hash([orders, registered])}"
     return client.cycle(client.start_cycle(name="compare", optimizations=orders, idempotency_key=key)["id"])
 

@@ -25,7 +25,7 @@ KeyFile = Annotated[
 REMOTE = frozenset(
     {
         *("optimize", "compare", "list", "show", "resume", "status", "watch", "pause", "cancel", "delete"),
-        *("algorithms", "algorithms add", "lessons list", "lessons show", "lessons forget"),
+        *("algorithms", "algorithms add", "algorithms remove", "lessons list", "lessons show", "lessons forget"),
         *("keys create", "keys list", "keys revoke", "audit verify"),
     }
 )
@@ -37,7 +37,6 @@ HERE = frozenset({"verify", "models list", "models pull", "algorithms check", "d
 INSTEAD = {
     "evaluate": "a server only optimizes: its sealed test measures the program as it is, too",
     "demo": "give the server a target and data: `ratchet optimize`",
-    "algorithms remove": "a server keeps what was registered, so that what it was used for can be told",
     "serve": "it begins a server on this machine",
     "worker": "it works beside a server, on the server's own database: set RATCHET_DATABASE_URL",
 }

@@ -17,6 +17,7 @@ from ratchet.core.access import Actor, Role
 from ratchet.core.features import TaskFeatures
 from ratchet.core.lesson import Lesson
 from ratchet.desk import Desk
+from ratchet.programs.remote_algorithm import Address
 from ratchet.service.app import create_app
 from ratchet.settings import Settings
 from ratchet.storage.cycles import Schedule
@@ -176,6 +177,11 @@ def _target(house: House) -> list[str]:
     return [kept.json()["id"], "sorter", "sorter@1"]
 
 
+def _algorithm(house: House) -> list[str]:
+    house.desk.algorithms.register(actor(), "climb", Address(url="https://algorithms.invalid/climb"), [])
+    return ["climb"]
+
+
 def _lesson(house: House) -> list[str]:
     house.desk.lessons.keep(a_lesson("c0ffee123456", at=house.clock.now))
     return ["c0ffee123456"]
@@ -198,6 +204,7 @@ MAKERS: Mapping[str, Callable[[House], list[str]]] = {
     "targets": _target,
     "versions": lambda house: [house.version()],
     "experiments": lambda house: [house.experiment()],
+    "algorithms/custom": _algorithm,
     "lessons": _lesson,
     "keys": lambda house: [_made(house, "keys", name="ci")],
     "webhooks": lambda house: [_made(house, "webhooks", url="https://hooks.invalid/ratchet")],

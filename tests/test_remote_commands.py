@@ -276,6 +276,21 @@ DOES: dict[str, Callable[[str], None]] = {
 }
 
 
+def does_not(command: str) -> Callable[[str], None]:
+    """A command about what the service tells and does by itself, which takes more than a developer."""
+
+    def asked(ended: str) -> None:
+        given = {"webhooks add": ["https://hooks.example.org"], "schedules add": ["nightly.json"]}
+        Path("nightly.json").write_text("{}")
+        words = given.get(command, ["nothing"][: _needed(command)])
+        assert "takes the role operator" in ratchet(*command.split(), *words, code=2).output
+
+    return asked
+
+
+DOES |= {name: does_not(name) for name in COMMANDS if name.startswith(("webhooks ", "schedules "))}
+
+
 @pytest.mark.parametrize("command", [name for name in COMMANDS if name not in HERE])
 def test_a_command_works_on_a_server_or_says_what_to_do_instead(
     command: str, there: ServingProcess, ended: str

@@ -27,6 +27,9 @@ REMOTE = frozenset(
         *("optimize", "compare", "list", "show", "resume", "status", "watch", "pause", "cancel", "delete"),
         *("algorithms", "algorithms add", "algorithms remove", "lessons list", "lessons show", "lessons forget"),
         *("keys create", "keys list", "keys revoke", "audit verify"),
+        *("webhooks add", "webhooks list", "webhooks remove", "webhooks resume", "webhooks ping", "webhooks dead"),
+        *("webhooks redeliver", "schedules add", "schedules list", "schedules remove", "schedules pause"),
+        "schedules resume",
     }
 )
 """Commands that a server carries out."""

@@ -147,6 +147,7 @@ def test_a_server_that_is_not_there_is_told() -> None:
 
 ASKS: dict[str, Callable[[Any], Any]] = {
     "optimize": lambda client: client.optimize(data="mails"),
+    "evaluate": lambda client: client.evaluate(data="mails", limit=5),
     "optimizations": lambda client: client.optimizations(status="failed"),
     "optimization": lambda client: client.optimization("a"),
     "status": lambda client: client.status("a"),
@@ -159,7 +160,7 @@ ASKS: dict[str, Callable[[Any], Any]] = {
     "certificate": lambda client: client.certificate("a"),
     "program": lambda client: client.program("a"),
     "report": lambda client: client.report("a"),
-    "file": lambda client: client.file("a", "program"),
+    "file": lambda client: client.file("a", "rows"),
     "events": lambda client: client.events("a"),
     "wait": lambda client: client.wait("a"),
     "upload": lambda client: client.upload("mails", "mails.jsonl"),

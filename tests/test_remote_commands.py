@@ -252,6 +252,10 @@ def does_remove(ended: str) -> None:
     assert "takes the role operator" in ratchet("algorithms", "remove", "climb", code=2).output
 
 
+def does_evaluate(ended: str) -> None:
+    assert "no such file" in ratchet("evaluate", "a -> b", "--data", "none.jsonl", "--lm", "local", code=2).output
+
+
 DOES: dict[str, Callable[[str], None]] = {
     "list": does_list,
     "show": does_show,
@@ -268,6 +272,7 @@ DOES: dict[str, Callable[[str], None]] = {
     "keys revoke": does_keys_revoke,
     "audit verify": does_audit_verify,
     "algorithms remove": does_remove,
+    "evaluate": does_evaluate,
     "compare": does_compare,
     "delete": does_delete,
     "lessons list": does_lessons_list,
@@ -298,8 +303,7 @@ def test_a_command_works_on_a_server_or_says_what_to_do_instead(
     if command in REMOTE:
         DOES[command](ended)
     else:
-        arguments = {"evaluate": ["a -> b"], "worker": []}
-        given = arguments.get(command, ["x", "y"][: _needed(command)])
+        given = ["x", "y"][: _needed(command)]
         refused = ratchet(*command.split(), *given, code=2).output
         assert f"`ratchet {command}` cannot be carried out by the server {there.url}: " in refused
         assert "without --server" in refused.lower()

@@ -27,11 +27,12 @@ from pydantic import BaseModel, Field
 from ratchet.calls import Json
 from ratchet.client import AsyncClient
 from ratchet.core.errors import Denied, Missing, RatchetError, StorageUnavailable, TooMany
+from ratchet.core.result import Status
 
 LONGEST_WAIT_SECONDS = 60.0
 """A tool that waits answers after this at the latest; agents give up on tools that stay silent."""
 LOOK_SECONDS = 0.5
-AT_REST = ("improved", "no_proven_gain", "declined", "failed", "cancelled", "paused")
+AT_REST = ("improved", "no_proven_gain", "declined", "evaluated", "failed", "cancelled", "paused")
 ENDED = ("improved", "no_proven_gain", "declined")
 
 INSTRUCTIONS = """Ratchet makes DSPy programs better and proves it on a sealed test.
@@ -332,8 +333,7 @@ class Tools:
         self,
         context: Context,
         status: Annotated[
-            Literal["improved", "no_proven_gain", "declined", "failed", "cancelled", "running", "queued", "paused"]
-            | None,
+            Status | None,
             Field(description="Only those that stand so."),
         ] = None,
         limit: Annotated[int, Field(ge=1, le=100)] = 20,
@@ -403,6 +403,8 @@ def _target(text: str) -> dict[str, Any]:
 def _next(identity: str, status: str) -> str:
     if status in ENDED:
         return f"call result with id {identity}"
+    if status == "evaluated":
+        return "it was an evaluation: it measured a program and changed nothing"
     if status in ("failed", "cancelled", "paused"):
         return "it goes on only if somebody resumes it, when the cause is gone"
     return f"call status with id {identity} and wait_seconds {LONGEST_WAIT_SECONDS:.0f}"

@@ -285,8 +285,14 @@ class Service(ABC, Generic[Answer, Content, Items]):
             call("POST", "optimize", body=body, headers={"Idempotency-Key": idempotency_key or uuid.uuid4().hex})
         )
 
+    def evaluate(self, *, idempotency_key: str | None = None, **request: Any) -> Answer:
+        """A program to be run on a data set; ``request`` has the fields of ``POST /api/v1/evaluations``."""
+        body = {name: value for name, value in request.items() if value is not None}
+        headers = {"Idempotency-Key": idempotency_key or uuid.uuid4().hex}
+        return self.ask(call("POST", "evaluations", body=body, headers=headers))
+
     def optimizations(self, *, status: str | None = None) -> Items:
-        """All optimizations, the newest first."""
+        """All optimizations and evaluations, the newest first."""
         return self._items(call("GET", "optimizations", status=status))
 
     def optimization(self, identity: str) -> Answer:
@@ -334,7 +340,7 @@ class Service(ABC, Generic[Answer, Content, Items]):
         """Its report, an HTML page."""
         return self.file(identity, "report")
 
-    def file(self, identity: str, name: Literal["certificate", "program", "report"]) -> Content:
+    def file(self, identity: str, name: Literal["certificate", "program", "report", "rows"]) -> Content:
         """One of its files, byte for byte as it was signed."""
         return self._content(call("GET", "optimizations", identity, name))
 

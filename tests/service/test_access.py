@@ -17,6 +17,7 @@ from ratchet.testing.service import MAKERS, Clock, House, RecordingQueue, actor,
 
 LEAST: dict[tuple[str, str], Role | None] = {
     ("POST", "/api/v1/optimize"): "developer",
+    ("POST", "/api/v1/evaluations"): "developer",
     ("GET", "/api/v1/optimizations"): "viewer",
     ("GET", "/api/v1/optimizations/{identity}"): "viewer",
     ("DELETE", "/api/v1/optimizations/{identity}"): "operator",
@@ -30,6 +31,7 @@ LEAST: dict[tuple[str, str], Role | None] = {
     ("GET", "/api/v1/optimizations/{identity}/certificate"): "viewer",
     ("GET", "/api/v1/optimizations/{identity}/program"): "viewer",
     ("GET", "/api/v1/optimizations/{identity}/report"): "viewer",
+    ("GET", "/api/v1/optimizations/{identity}/rows"): "viewer",
     ("GET", "/api/v1/optimizations/{identity}/events"): "viewer",
     ("POST", "/api/v1/datasets"): "developer",
     ("GET", "/api/v1/datasets"): "viewer",

@@ -60,4 +60,4 @@ def test_a_lesson_that_is_forgotten_is_gone_for_its_tenant_alone_and_the_trail_t
     assert [each.id for each in house.desk.lessons.lessons("default")] == ["a2"]
     assert [each.id for each in house.desk.lessons.lessons("other")] == ["a1"]
     newest = house.ask("GET", "/api/v1/audit", params={"limit": 1}).json()["items"][0]
-    assert (newest["action"], newest["object"]) == ("lesson.forget", "lesson a1")
+    assert (newest["action"], newest["object"]) == ("lesson.forget", "a1")

@@ -8,7 +8,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from datetime import datetime
 from itertools import islice
 from pathlib import Path
@@ -26,7 +26,7 @@ from ratchet.engine.archive import Event, Optimization
 from ratchet.options import Options
 from ratchet.settings import Settings
 
-ENDED = ("improved", "no_proven_gain", "declined")
+ENDED = ("improved", "no_proven_gain", "declined", "evaluated")
 GOES_ON = ("paused", "cancelled", "failed")
 PATIENCE_SECONDS = 5.0
 """How long is waited for a status to follow the last event."""
@@ -220,6 +220,19 @@ def optimize(options: Options, *, out: Path | None, as_json: bool, settings: Set
         _follow(client, job["id"], out=out, as_json=as_json, settings=settings)
 
 
+def evaluate(
+    options: Options, *, data: Path, limit: int | None, out: Path | None, as_json: bool, settings: Settings
+) -> None:
+    """One program on one data set, followed to its end."""
+    with client_of(settings) as client:
+        asked = request(client, replace(options, test=str(data)))
+        limits = asked["constraints"]
+        body = {name: value for name, value in asked.items() if name not in ("algorithms", "objectives", "test")}
+        body["constraints"] = {name: limits[name] for name in limits if name != "min_improvement_threshold"}
+        job = client.evaluate(**body, data=asked["test"], limit=limit)
+        _follow(client, job["id"], rows=out, as_json=as_json, settings=settings)
+
+
 def compare(options: Options, names: Sequence[str], *, as_json: bool, settings: Settings) -> None:
     """Algorithms side by side, to the end; what an earlier call began is not begun again."""
     from ratchet.cli import render
@@ -280,11 +293,26 @@ class _Meter:
         return self.usd
 
 
-def _follow(client: Client, identity: str, *, out: Path | None, as_json: bool, settings: Settings) -> None:
+def _follow(
+    client: Client,
+    identity: str,
+    *,
+    out: Path | None = None,
+    rows: Path | None = None,
+    as_json: bool,
+    settings: Settings,
+) -> None:
+    """Have it come to its end, and tell that.
+
+    Args:
+        out: The folder for its files.
+        rows: The file for the rows of an evaluation; one in ``out`` if left out.
+    """
+    rows = rows or (None if out is None else out / "rows.jsonl")
     job = client.optimization(identity)
     if job["status"] in ENDED:
         say(f"optimization {identity} has ended before; nothing is run again")
-        _tell_end(client, job, out=out, as_json=as_json, settings=settings)
+        _tell_end(client, job, out=out, rows=rows, as_json=as_json, settings=settings)
         return
     try:
         job = watched(client, job)
@@ -296,7 +324,7 @@ def _follow(client: Client, identity: str, *, out: Path | None, as_json: bool, s
         if as_json:
             _print_json({"optimization_id": identity, "status": "running", "error": "no longer followed"})
         raise typer.Exit(STOPPED) from None
-    _tell_end(client, job, out=out, as_json=as_json, settings=settings)
+    _tell_end(client, job, out=out, rows=rows, as_json=as_json, settings=settings)
 
 
 def watched(client: Client, job: Json, *, name: str = "") -> Json:
@@ -331,7 +359,9 @@ def _command(client: Client, name: str, identity: str) -> str:
     return f"ratchet --server {client.url} {name} {identity}"
 
 
-def _tell_end(client: Client, job: Json, *, out: Path | None, as_json: bool, settings: Settings) -> None:
+def _tell_end(
+    client: Client, job: Json, *, out: Path | None, rows: Path | None, as_json: bool, settings: Settings
+) -> None:
     identity, status = job["id"], job["status"]
     if status not in ENDED:
         again = _command(client, "resume", identity) + (f" --out {out}" if out is not None else "")
@@ -339,6 +369,9 @@ def _tell_end(client: Client, job: Json, *, out: Path | None, as_json: bool, set
         if as_json:
             _print_json({"optimization_id": identity, "status": status, "error": job["reason"]})
         raise typer.Exit(FAILED if status == "failed" else STOPPED)
+    if status == "evaluated":
+        _tell_evaluation(client, job, out=rows, as_json=as_json)
+        return
     files = fetch(client, job, out or settings.home / "runs" / identity)
     if as_json:
         _print_json({**job["result"], "files": [str(file) for file in files]})
@@ -349,6 +382,14 @@ def _tell_end(client: Client, job: Json, *, out: Path | None, as_json: bool, set
     result = OptimizationResult.from_json(job["result"])
     options = Options.from_json(job["request"]["options"])
     render.show(render.result_view(result, sides_of(client, identity)(result, options), files))
+
+
+def _tell_evaluation(client: Client, job: Json, *, out: Path | None, as_json: bool) -> None:
+    from ratchet.cli.work import tell_evaluation
+
+    rows = [json.loads(line) for line in client.file(job["id"], "rows").splitlines()] if out or as_json else []
+    summary = {name: value for name, value in job["result"].items() if name != "baseline_performance"}
+    tell_evaluation(summary, rows, out=out, as_json=as_json)
 
 
 def fetch(client: Client, job: Mapping[str, Any], folder: Path) -> tuple[Path, ...]:

@@ -24,7 +24,7 @@ KeyFile = Annotated[
 
 REMOTE = frozenset(
     {
-        *("optimize", "compare", "list", "show", "resume", "status", "watch", "pause", "cancel", "delete"),
+        *("optimize", "evaluate", "compare", "list", "show", "resume", "status", "watch", "pause", "cancel", "delete"),
         *("algorithms", "algorithms add", "algorithms remove", "lessons list", "lessons show", "lessons forget"),
         *("keys create", "keys list", "keys revoke", "audit verify"),
         *("webhooks add", "webhooks list", "webhooks remove", "webhooks resume", "webhooks ping", "webhooks dead"),
@@ -38,10 +38,13 @@ HERE = frozenset({"verify", "models list", "models pull", "algorithms check", "d
 """Commands that are carried out here whether there is a server or not."""
 
 INSTEAD = {
-    "evaluate": "a server only optimizes: its sealed test measures the program as it is, too",
     "demo": "give the server a target and data: `ratchet optimize`",
     "serve": "it begins a server on this machine",
     "worker": "it works beside a server, on the server's own database: set RATCHET_DATABASE_URL",
+    **dict.fromkeys(
+        ("vault status", "vault rotate", "vault drop", "vault encrypt"),
+        "the master keys are on the machine of whoever runs the server, and are not sent anywhere",
+    ),
 }
 """What to do about the commands that no server carries out; those that are not named are refused too."""
 

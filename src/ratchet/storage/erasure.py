@@ -233,7 +233,8 @@ class Eraser:
         with self._audit.change(actor) as change:
             if not change.connection.execute(lessons.delete().where(this)).rowcount:
                 raise Missing(f"there is no lesson {identity!r}", value=identity)
-            change.note(action, f"lesson {identity}", before={"id": identity})
+            what = identity if action.startswith("lesson.") else f"lesson {identity}"
+            change.note(action, what, before={"id": identity})
 
     # --- within a transaction ----------------------------------------------------------------------------------------
 

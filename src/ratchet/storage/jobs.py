@@ -67,7 +67,7 @@ Wanted = Literal["run", "pause", "cancel"]
 STOPPED: Mapping[Wanted, Status] = {"pause": "paused", "cancel": "cancelled"}
 """How an optimization stands after what was wanted of it was done."""
 
-ENDED: tuple[Status, ...] = ("improved", "no_proven_gain", "declined")
+ENDED: tuple[Status, ...] = ("improved", "no_proven_gain", "declined", "evaluated")
 GOES_ON: tuple[Status, ...] = ("paused", "cancelled", "failed")
 """What ``resume`` takes up again."""
 

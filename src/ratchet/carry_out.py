@@ -13,7 +13,7 @@ from ratchet.prepare import identities
 from ratchet.publish import publish
 from ratchet.run import Run
 from ratchet.settings import Settings
-from ratchet.tracking import Tracker
+from ratchet.tracking import PATIENCE_SECONDS, Tracker
 
 LAST_WORD_SECONDS = 5.0
 """How long a run that was stopped or failed waits for MLflow to hear of it."""
@@ -49,10 +49,11 @@ def carry_out(
         status = "cancelled"
         raise
     finally:
-        if tracker is not None and result is not None:
-            tracker.finish(result, folder if settings.texts_in_mlflow else None, status)
-        elif tracker is not None:
-            tracker.finish(None, None, status, wait_seconds=LAST_WORD_SECONDS)
+        if tracker is not None:
+            texts = folder if result is not None and settings.texts_in_mlflow else None
+            patience = PATIENCE_SECONDS if result is not None else LAST_WORD_SECONDS
+            with run.resting():
+                tracker.finish(result, texts, status, wait_seconds=patience)
 
 
 def _name(target: str) -> str:

@@ -356,23 +356,25 @@ class Desk:
         Raises:
             Missing: there is none.
         """
-        job = self.jobs.find(actor.tenant, identity)
-        told = self.jobs.latest(identity, ("stage", "best", "preflight"))
-        options = self.archive.find(identity, settled=False).request["options"]
-        spent = SqlNotebook(self.archive, identity).journal.sent(settled=False)
+        with self.archive.together():
+            job = self.jobs.find(actor.tenant, identity)
+            told = self.jobs.first_and_latest(identity, ("stage", "best", "preflight"))
+            options = self.archive.find(identity, settled=False).request["options"]
+            spent = SqlNotebook(self.archive, identity).journal.sent(settled=False)
+        baseline, best = told.get("best", (None, None))  # what is best first is the program as it is
+        _, stage = told.get("stage", (None, {}))
+        _, forecast = told.get("preflight", (None, None))
         limit = options["max_calls"]
         share = spent.calls / limit if limit else job.seconds / (60 * options["max_minutes"])
-        # What is best first is the program as it is.
-        first = next((each for each in self.jobs.events(identity, after=0, limit=40) if each.kind == "best"), None)
         done = job.status in ENDED
         return Progress(
             id=identity,
             status=job.status,
             wanted=job.wanted,
-            phase=told.get("stage", {}).get("stage"),
+            phase=stage.get("stage"),
             progress=1.0 if done else min(1.0, share),
-            best_so_far=_measured(told.get("best")),
-            baseline=_measured(first.payload if first else None),
+            best_so_far=_measured(best),
+            baseline=_measured(baseline),
             spend={
                 "calls": spent.calls,
                 "recorded": spent.recorded,
@@ -382,7 +384,7 @@ class Desk:
                 "seconds": job.seconds,
                 "by_phase": dict(spent.by_stage),
             },
-            forecast=told.get("preflight"),
+            forecast=forecast,
             reason=job.reason,
         )
 

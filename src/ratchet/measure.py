@@ -61,7 +61,8 @@ class Measurement:
                 run.notebook.set_status("running")
                 with run.telling_of_its_end():
                     try:
-                        rows: Evaluations = loop.run(self._evaluate())
+                        with run.resting():
+                            rows: Evaluations = loop.run(self._evaluate())
                     finally:
                         run.gateway.land()
                 kept = {"baseline_performance": {"quality_score": rows.mean}, **self.summary(rows)}

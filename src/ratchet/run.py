@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -50,7 +50,12 @@ class Run:
         start: What it begins with of what was learned before.
         lessons: Where its own lesson is kept; None keeps none.
         heritage: What another optimization paid for, and this one need not.
+
+    Attributes:
+        resting: Entered while its thread does nothing but wait.
     """
+
+    resting: Callable[[], AbstractContextManager[None]] = staticmethod(nullcontext)
 
     def __init__(
         self,
@@ -290,7 +295,8 @@ class Run:
         optimizer = Optimizer(self.job())
         with self.telling_of_its_end():
             try:
-                found = run(optimizer.run())
+                with self.resting():
+                    found = run(optimizer.run())
             except KeyboardInterrupt:
                 self.cancel()
                 raise

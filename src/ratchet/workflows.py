@@ -29,11 +29,12 @@ from ratchet.batch import Batch
 from ratchet.begin import resumed_run
 from ratchet.carry_out import carry_out
 from ratchet.core.access import Actor
-from ratchet.core.errors import Cancelled, InUse, RatchetError, StorageUnavailable, where
+from ratchet.core.errors import Cancelled, InUse, Missing, RatchetError, StorageUnavailable, where
 from ratchet.core.result import OptimizationResult, Status
 from ratchet.courier import Courier
 from ratchet.engine.archive import Event, Notebook
 from ratchet.engine.certificate import load_or_make_key
+from ratchet.hands import Hands
 from ratchet.measure import KIND, ROWS, as_lines, resumed, row_json
 from ratchet.prepare import Given
 from ratchet.publish import publish
@@ -51,6 +52,8 @@ APPLICATION, QUEUE, WORKFLOW, SCHEDULED = "ratchet", "optimizations", "optimizat
 VERSION = "1"
 """Of the workflow. A worker takes up only workflows of its own version, so change it when an old one cannot go on."""
 
+HANDS = 4
+"""Optimizations of a worker that begin or end at once."""
 LOOK_SECONDS = 0.5
 """How often a worker looks for what shall stop."""
 ROLL_CALL_SECONDS = 3.0
@@ -91,7 +94,7 @@ class Dispatcher:
         options: EnqueueOptions = {
             "workflow_name": WORKFLOW,
             "queue_name": QUEUE,
-            "workflow_id": _name(job),
+            "workflow_id": _name(job.id, job.attempt),
             "queue_partition_key": job.tenant,
             "priority": job.priority,
             "app_version": VERSION,
@@ -100,7 +103,7 @@ class Dispatcher:
 
     def cancel(self, job: Job) -> None:
         """Take ``job`` out of the queue, if no worker has it yet."""
-        self._client.cancel_workflow(_name(job))
+        self._client.cancel_workflow(_name(job.id, job.attempt))
 
     def keep_schedules(self, schedules: Sequence[Schedule]) -> None:
         """Have these schedules, and no others, come back by the clock."""
@@ -128,21 +131,21 @@ class Dispatcher:
         with suppress(DBOSException):  # it was removed meanwhile
             self._client.backfill_schedule(_timed(schedule), at - timedelta(seconds=1), at + timedelta(seconds=1))
 
-    def without_workflow(self, jobs: Sequence[Job]) -> list[Job]:
-        """Those of ``jobs`` that are neither in the queue nor with a worker."""
-        names = [_name(job) for job in jobs]
+    def without_workflow(self, attempts: Sequence[tuple[str, int]]) -> list[str]:
+        """The optimizations whose ``attempts`` are neither in the queue nor with a worker."""
+        names = [_name(*attempt) for attempt in attempts]
         found = self._client.list_workflows(workflow_ids=names, load_input=False, load_output=False) if names else []
         active = {workflow.workflow_id for workflow in found if workflow.status in ("ENQUEUED", "PENDING", "DELAYED")}
-        return [job for job in jobs if _name(job) not in active]
+        return [identity for name, (identity, _) in zip(names, attempts, strict=True) if name not in active]
 
     def close(self) -> None:
         """Give back the connections."""
         self._client.destroy()
 
 
-def _name(job: Job) -> str:
+def _name(identity: str, attempt: int) -> str:
     """An attempt's name: each resume is a workflow of its own, so that no outcome of an earlier one is in its way."""
-    return f"{job.id}.{job.attempt}"
+    return f"{identity}.{attempt}"
 
 
 def _timed(schedule: Schedule) -> str:
@@ -199,6 +202,7 @@ class Worker:
         self._eraser = eraser
         self._swept: float | None = None
         self._closing = threading.Event()
+        self._hands = Hands(HANDS)
         self._watching = threading.Thread(target=self._watch, name="ratchet-watch", daemon=True)
 
     def start(self) -> None:
@@ -281,7 +285,8 @@ class Worker:
         waits = chain(RETRIES, repeat(RETRIES[-1]))
         while True:
             try:
-                return self._try(identity, attempt, actor)
+                with self._hands:
+                    return self._try(identity, attempt, actor)
             except InUse:  # whoever has it lets go of it, or dies
                 self._wait_for(identity)
             except StorageUnavailable:  # nothing can be kept, not even that it failed
@@ -336,6 +341,7 @@ class Worker:
             if stored.request.get("kind") == KIND:
                 return self._evaluate(identity, notebook)
             run = resumed_run(identity, Given(), self._settings, self._archive)
+            run.resting = self._hands.resting
             if stored.result is not None:  # it ended, and whoever worked on it died before all was told
                 result = OptimizationResult.from_json(stored.result)
                 notebook.set_status(result.status, result=stored.result)
@@ -369,6 +375,7 @@ class Worker:
     def _evaluate(self, identity: str, notebook: Notebook) -> tuple[Status, str]:
         """The same for an evaluation; one that had ended finds all its rows, and is told again."""
         measurement = resumed(identity, self._settings, self._archive)
+        measurement.run.resting = self._hands.resting
         self._take_up(measurement.run, notebook)
         rows = measurement.execute()
         self._jobs.keep_file(identity, ROWS, as_lines([row_json(row) for row in rows]).encode())
@@ -449,8 +456,11 @@ class Worker:
 
     def _find_lost(self) -> None:
         """Put in the queue what should be there and is not: a process died, or the database, between two steps."""
-        unsettled = self._jobs.unsettled()
-        for job in self._dispatcher.without_workflow(unsettled):
+        for identity in self._dispatcher.without_workflow(self._jobs.unsettled()):
+            try:
+                job = self._jobs.anybodys(identity)
+            except Missing:  # erased since
+                continue
             actor = replace(self._actor, tenant=job.tenant)
             self._dispatcher.enqueue(self._jobs.put_back(actor, job.id) if job.status == "running" else job)
 

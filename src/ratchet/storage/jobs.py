@@ -295,11 +295,20 @@ class Jobs:
         with self._archive.transaction() as connection:
             return {row.id: STOPPED[cast(Wanted, row.wanted)] for row in connection.execute(query)}
 
-    def unsettled(self) -> list[Job]:
-        """Everything that waits, or is worked on."""
-        query = self._query().where(jobs.c.settled < jobs.c.attempt)
+    def unsettled(self) -> list[tuple[str, int]]:
+        """Id and attempt of everything that waits, or is worked on."""
+        query = sa.select(jobs.c.id, jobs.c.attempt).where(jobs.c.settled < jobs.c.attempt)
         with self._archive.transaction() as connection:
-            return self._shown(connection, connection.execute(query).mappings().all())
+            return [(row.id, row.attempt) for row in connection.execute(query)]
+
+    def anybodys(self, identity: str) -> Job:
+        """One optimization, whichever tenant's it is.
+
+        Raises:
+            Missing: there is none with this id.
+        """
+        with self._archive.transaction() as connection:
+            return self._job(connection, None, identity)
 
     def enlist(self, actor: Actor, worker: str) -> None:
         """Have ``worker`` known, so that others notice when it dies."""
@@ -411,15 +420,27 @@ class Jobs:
 
     def latest(self, identity: str, kinds: tuple[str, ...]) -> dict[str, Mapping[str, Any]]:
         """The payload of the newest event of each of these kinds."""
-        newest = (
-            sa.select(sa.func.max(events.c.number))
+        return {kind: last for kind, (_, last) in self.first_and_latest(identity, kinds).items()}
+
+    def first_and_latest(
+        self, identity: str, kinds: tuple[str, ...]
+    ) -> dict[str, tuple[Mapping[str, Any], Mapping[str, Any]]]:
+        """The payloads of the oldest and the newest event of each of these kinds."""
+        number = events.c.number
+        ends = (
+            sa.select(sa.func.min(number).label("first"), sa.func.max(number).label("last"))
             .where(events.c.optimization_id == identity, events.c.kind.in_(kinds))
             .group_by(events.c.kind)
+            .subquery()
         )
-        query = events.select().where(events.c.number.in_(newest))
+        query = events.select().join(ends, sa.or_(number == ends.c.first, number == ends.c.last)).order_by(number)
         with self._archive.transaction() as connection:
             rows = self._archive.shown(connection, EVENT, connection.execute(query).mappings().all())
-        return {row["kind"]: row["payload"] for row in rows}
+        found: dict[str, tuple[Mapping[str, Any], Mapping[str, Any]]] = {}
+        for row in rows:
+            first, _ = found.get(row["kind"], (row["payload"], None))
+            found[row["kind"]] = first, row["payload"]
+        return found
 
     def candidates(self, tenant: str, identity: str, *, after: int, limit: int) -> list[tuple[int, dict[str, Any]]]:
         """Numbered candidates in the order they were made, those numbered above ``after``."""

@@ -23,6 +23,10 @@ def test_the_blocks_of_both_pages_lead_from_a_key_to_an_agent_with_a_proof(tmp_p
     assert re.search(r"^[0-9a-f]{12} \d+ ended 0\.\d+$", said, re.MULTILINE)
     assert "The tools act at http://127.0.0.1:" in said
     assert "improved {'effect': 0." in said
+    assert len((tmp_path / "rows.csv").read_text().splitlines()) == 51
+    compared = json.loads((tmp_path / "compared.json").read_text())
+    assert [each["name"] for each in compared["contenders"]] == ["baseline", "gepa", "bootstrap"]
+    assert all(pair["comparison"] for pair in compared["pairs"])
     events = [json.loads(line) for line in (tmp_path / "events.jsonl").read_text().splitlines()]
     assert events[-1]["kind"] == "ended"
     for folder in ("better", "again"):

@@ -16,6 +16,7 @@ from typing import Any
 
 import httpx
 import pytest
+import sqlalchemy as sa
 import typer
 from typer.testing import CliRunner, Result
 
@@ -24,12 +25,13 @@ from ratchet.cli.app import app
 from ratchet.cli.remote import find, request
 from ratchet.cli.server import ABOUT_SERVERS, HERE, REMOTE, leaves
 from ratchet.client import Client
-from ratchet.core.errors import BadRequest, Missing
+from ratchet.core.errors import BadRequest, Denied, Missing
 from ratchet.desk import UPLOADS
 from ratchet.options import Options
+from ratchet.programs.remote_algorithm import Address
 from ratchet.testing.lm_server import SIGNATURE, StubServer
 from ratchet.testing.runs import TIMES
-from ratchet.testing.service import actor, data
+from ratchet.testing.service import a_lesson, actor, data
 from ratchet.testing.serving import ServingProcess, ServingThread
 
 FILES = {"result.json", "program.json", "certificate.json", "report.html"}
@@ -205,6 +207,55 @@ def does_add(ended: str) -> None:
     assert "takes the role operator" in refused
 
 
+def does_lessons_list(ended: str) -> None:
+    told = json.loads(ratchet("lessons", "list", "--json").stdout)
+    assert ended in {each["id"] for each in told["lessons"]}
+    assert ended in ratchet("lessons", "list").stdout
+    assert "it is that of the key" in ratchet("lessons", "list", "--tenant", "lab", code=2).output
+
+
+def does_lessons_show(ended: str) -> None:
+    assert json.loads(ratchet("lessons", "show", ended[:8], "--json").stdout)["id"] == ended
+    assert "there is no lesson" in ratchet("lessons", "show", "nothing", code=2).output
+
+
+def does_lessons_forget(ended: str) -> None:
+    assert "takes the role operator" in ratchet("lessons", "forget", ended, code=2).output
+
+
+def does_keys_create(ended: str) -> None:
+    assert "takes the role admin" in ratchet("keys", "create", "ci", code=2).output
+
+
+def does_keys_list(ended: str) -> None:
+    assert "takes the role admin" in ratchet("keys", "list", code=2).output
+
+
+def does_keys_revoke(ended: str) -> None:
+    assert "takes the role admin" in ratchet("keys", "revoke", "nothing", code=2).output
+
+
+def does_audit_verify(ended: str) -> None:
+    assert "takes the role operator" in ratchet("audit", "verify", code=2).output
+
+
+def does_delete(ended: str) -> None:
+    assert "takes the role operator" in ratchet("delete", ended, code=2).output
+
+
+def does_compare(ended: str) -> None:
+    words = ("--data", "mails.jsonl", "--lm", "openai/stub")
+    assert "each once" in ratchet("compare", "a -> b", "gepa", "gepa", *words, code=2).output
+
+
+def does_remove(ended: str) -> None:
+    assert "takes the role operator" in ratchet("algorithms", "remove", "climb", code=2).output
+
+
+def does_evaluate(ended: str) -> None:
+    assert "no such file" in ratchet("evaluate", "a -> b", "--data", "none.jsonl", "--lm", "local", code=2).output
+
+
 DOES: dict[str, Callable[[str], None]] = {
     "list": does_list,
     "show": does_show,
@@ -216,7 +267,33 @@ DOES: dict[str, Callable[[str], None]] = {
     "cancel": does_cancel,
     "algorithms": does_algorithms,
     "algorithms add": does_add,
+    "keys create": does_keys_create,
+    "keys list": does_keys_list,
+    "keys revoke": does_keys_revoke,
+    "audit verify": does_audit_verify,
+    "algorithms remove": does_remove,
+    "evaluate": does_evaluate,
+    "compare": does_compare,
+    "delete": does_delete,
+    "lessons list": does_lessons_list,
+    "lessons show": does_lessons_show,
+    "lessons forget": does_lessons_forget,
 }
+
+
+def does_not(command: str) -> Callable[[str], None]:
+    """A command about what the service tells and does by itself, which takes more than a developer."""
+
+    def asked(ended: str) -> None:
+        given = {"webhooks add": ["https://hooks.example.org"], "schedules add": ["nightly.json"]}
+        Path("nightly.json").write_text("{}")
+        words = given.get(command, ["nothing"][: _needed(command)])
+        assert "takes the role operator" in ratchet(*command.split(), *words, code=2).output
+
+    return asked
+
+
+DOES |= {name: does_not(name) for name in COMMANDS if name.startswith(("webhooks ", "schedules "))}
 
 
 @pytest.mark.parametrize("command", [name for name in COMMANDS if name not in HERE])
@@ -226,8 +303,7 @@ def test_a_command_works_on_a_server_or_says_what_to_do_instead(
     if command in REMOTE:
         DOES[command](ended)
     else:
-        arguments = {"evaluate": ["a -> b"], "compare": ["a -> b", "gepa"], "worker": []}
-        given = arguments.get(command, ["x", "y"][: _needed(command)])
+        given = ["x", "y"][: _needed(command)]
         refused = ratchet(*command.split(), *given, code=2).output
         assert f"`ratchet {command}` cannot be carried out by the server {there.url}: " in refused
         assert "without --server" in refused.lower()
@@ -291,6 +367,95 @@ def test_ctrl_c_leaves_it_running_and_says_how_to_go_on(there: ServingProcess, s
         client.resume(identity)
     assert json.loads(ratchet("cancel", identity, "--json").stdout)["id"] == identity
     assert json.loads(ratchet("watch", identity, "--json", code=130).stdout)["status"] == "cancelled"
+
+
+# --- what takes more than a developer ---------------------------------------------------------------------------------
+
+
+def test_lessons_are_forgotten_there_one_by_its_beginning_or_all(
+    quiet: tuple[ServingThread, Client], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    served, _ = quiet
+    for name in ("3f2a01", "3f2b02", "4c0303"):
+        served.desk.lessons.keep(a_lesson(name, at=served.desk.clock()))
+    served.desk.lessons.keep(a_lesson("3f2a01", at=served.desk.clock(), tenant="other"))
+    monkeypatch.setenv("RATCHET_SERVER", served.url)
+    monkeypatch.setenv("RATCHET_API_KEY", served.key)
+    assert "beginning of 2 ids" in ratchet("lessons", "forget", "3f2", code=2).output
+    assert json.loads(ratchet("lessons", "forget", "4c", "--json").stdout) == {"forgotten": 1}
+    assert "2 lessons of your tenant on http" in ratchet("lessons", "forget", "--all").stderr
+    assert f"your tenant on {served.url} has no lessons yet" in ratchet("lessons", "list").stderr
+    assert len(served.desk.lessons.lessons("other")) == 1
+
+
+def test_an_admin_makes_lists_and_revokes_keys_from_elsewhere(
+    serving: ServingProcess, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in serving.environment_for("admin").items():
+        monkeypatch.setenv(name, value)
+    text = ratchet("keys", "create", "ci", "--role", "viewer", "--days", 1, "--rate", 500).stdout.strip()
+    key = json.loads(ratchet("keys", "create", "short", "--json").stdout)
+    with Client(serving.url, key=text) as client:
+        assert list(client.targets()) == []
+    listed = json.loads(ratchet("keys", "list", "--json").stdout)
+    assert [(each["name"], each["role"]) for each in listed[-2:]] == [("ci", "viewer"), ("short", "developer")]
+    assert key["key"].rpartition("_")[2] not in json.dumps(listed)
+    assert "was revoked at" in ratchet("keys", "revoke", key["id"]).stderr
+    assert "revoked" in ratchet("keys", "list").stdout
+    with Client(serving.url, key=key["key"]) as client, pytest.raises(Denied):
+        list(client.targets())
+    assert "there is no key 'nothing'" in ratchet("keys", "revoke", "nothing", code=2).output
+    assert "it is that of the key" in ratchet("keys", "create", "x", "--tenant", "lab", code=2).output
+
+
+def test_an_operator_verifies_the_trail_from_elsewhere(
+    quiet: tuple[ServingThread, Client], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    served, client = quiet
+    monkeypatch.setenv("RATCHET_SERVER", served.url)
+    monkeypatch.setenv("RATCHET_API_KEY", served.key)
+    client.keep_target("t", signature="a -> b")
+    newest = json.loads(ratchet("audit", "verify", "--json").stdout)
+    assert newest == {"holds": True, **{name: next(client.audit())[name] for name in ("number", "hash")}}
+    assert newest["hash"] in ratchet("audit", "verify", "--expect", newest["hash"]).stdout
+    with served.desk.archive.transaction() as connection:
+        connection.execute(sa.text("UPDATE audit SET who = 'nobody' WHERE number = 1"))
+    assert "entry 1 of the audit trail was changed" in ratchet("audit", "verify", code=1).output
+
+
+def test_an_operator_erases_an_optimization_there_and_the_files_that_were_fetched_of_it(
+    quiet: tuple[ServingThread, Client], here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    served, client = quiet
+    monkeypatch.setenv("RATCHET_SERVER", served.url)
+    monkeypatch.setenv("RATCHET_API_KEY", served.key)
+    options = Options(target=SIGNATURE, data="mails.jsonl", lm="openai/stub", lm_base="http://127.0.0.1:9/v1")
+    job = client.optimize(**request(client, options))["id"]
+    fetched = here / "home" / "runs" / job
+    fetched.mkdir(parents=True)
+    (fetched / "result.json").write_text("{}")
+    assert "cancel it first" in ratchet("delete", job, code=2).output
+    assert fetched.is_dir()
+    client.cancel(job)
+    assert f"{job} is erased" in ratchet("delete", job[:8]).stderr
+    assert not fetched.exists()
+    assert list(client.optimizations()) == []
+    assert next(client.audit())["action"] == "optimization.erase"
+    assert "there is no optimization" in ratchet("delete", job, code=2).output
+
+
+def test_an_operator_withdraws_an_algorithm_from_elsewhere(
+    quiet: tuple[ServingThread, Client], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    served, client = quiet
+    monkeypatch.setenv("RATCHET_SERVER", served.url)
+    monkeypatch.setenv("RATCHET_API_KEY", served.key)
+    served.desk.algorithms.register(actor(), "climb", Address(url="https://algorithms.invalid/climb"), [])
+    assert "climb" in ratchet("algorithms").stdout
+    assert "climb is withdrawn" in ratchet("algorithms", "remove", "climb").stderr
+    assert "climb" not in ratchet("algorithms").stdout
+    assert next(client.registered_algorithms())["withdrawn_at"] is not None
+    assert "no algorithm is registered as 'climber'" in ratchet("algorithms", "remove", "climber", code=2).output
 
 
 # --- what is sent -----------------------------------------------------------------------------------------------------

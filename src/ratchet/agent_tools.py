@@ -25,7 +25,7 @@ from pydantic import BaseModel, Field
 from ratchet.calls import KINDS, Call, Json, address
 from ratchet.client import AsyncClient
 from ratchet.core.errors import Denied, Missing, RatchetError, StorageUnavailable, TooMany
-from ratchet.core.result import ENDED
+from ratchet.core.result import ENDED, VERDICTS, Status
 
 LONGEST_WAIT_SECONDS = 60.0
 """A tool that waits answers after this at the latest; agents give up on tools that stay silent."""
@@ -322,7 +322,7 @@ class Tools:
         """What came out of an optimization: the verdict, its proof, the new instructions, what it cost."""
         async with self._door.open(context) as client:
             job = await client.optimization(id)
-            if job["status"] not in ENDED:
+            if job["status"] not in VERDICTS:
                 why = f": {job['reason']}" if job["reason"] else ""
                 raise ToolError(f"{id} has no result: it is {job['status']}{why}; {_next(id, job['status'])}")
         return _outcome(job, self._door.url)
@@ -331,8 +331,7 @@ class Tools:
         self,
         context: Context,
         status: Annotated[
-            Literal["improved", "no_proven_gain", "declined", "failed", "cancelled", "running", "queued", "paused"]
-            | None,
+            Status | None,
             Field(description="Only those that stand so."),
         ] = None,
         limit: Annotated[int, Field(ge=1, le=100)] = 20,
@@ -400,8 +399,10 @@ def _target(text: str) -> dict[str, Any]:
 
 
 def _next(identity: str, status: str) -> str:
-    if status in ENDED:
+    if status in VERDICTS:
         return f"call result with id {identity}"
+    if status == "evaluated":
+        return "it was an evaluation: it measured a program and changed nothing"
     if status in STOPPED:
         return "it goes on only if somebody resumes it, when the cause is gone"
     return f"call status with id {identity} and wait_seconds {LONGEST_WAIT_SECONDS:.0f}"

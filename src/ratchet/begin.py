@@ -14,7 +14,7 @@ from ratchet.core.result import Status
 from ratchet.engine.archive import Event, Optimization
 from ratchet.guard import KEEP, guarded
 from ratchet.options import Options
-from ratchet.prepare import Given, identities, prepare
+from ratchet.prepare import Given, Prepared, identities, prepare
 from ratchet.programs.datasets import Splits
 from ratchet.programs.journal import Fork
 from ratchet.programs.remote import RemoteAgent
@@ -132,14 +132,10 @@ def resumed_run(
     fork = Fork.from_json(stored.request["fork"]) if "fork" in stored.request else None
     notes = () if fork is None else (f"it was forked from {fork.of}, whose sealed test has the same examples",)
     splits = Splits(train=parts["train"], validation=parts["validation"], test=parts["test"], notes=notes)
-    prepared = prepare(options, given, settings, splits=splits, addresses=addresses(archive, options.tenant))
-    before, now = stored.request["identities"], identities(prepared)
-    for name, value in now.items():
-        if before.get(name) != value:
-            raise BadRequest(
-                f"{stored.id} cannot go on: its {name} was {before.get(name)} and is now {value}; "
-                "bring it back, or start a new optimization"
-            )
+    prepared = prepare(
+        options, given, settings, splits=splits, addresses=addresses(archive, options.tenant, withdrawn=True)
+    )
+    check_unchanged(stored, prepared)
     return Run(
         prepared,
         notebook,
@@ -150,3 +146,18 @@ def resumed_run(
         lessons=SqlLessons(archive),
         heritage=None if fork is None else SqlHeritage(archive, fork),
     )
+
+
+def check_unchanged(stored: Optimization, prepared: Prepared) -> None:
+    """Refuse to go on with something else.
+
+    Raises:
+        BadRequest: the program, the model or the data is no longer what it was.
+    """
+    before, now = stored.request["identities"], identities(prepared)
+    for name, value in now.items():
+        if before.get(name) != value:
+            raise BadRequest(
+                f"{stored.id} cannot go on: its {name} was {before.get(name)} and is now {value}; "
+                "bring it back, or start a new optimization"
+            )

@@ -286,8 +286,14 @@ class Service(ABC, Generic[Answer, Content, Items]):
             call("POST", "optimize", body=body, headers={"Idempotency-Key": idempotency_key or uuid.uuid4().hex})
         )
 
+    def evaluate(self, *, idempotency_key: str | None = None, **request: Any) -> Answer:
+        """A program to be run on a data set; ``request`` has the fields of ``POST /api/v1/evaluations``."""
+        body = {name: value for name, value in request.items() if value is not None}
+        headers = {"Idempotency-Key": idempotency_key or uuid.uuid4().hex}
+        return self.ask(call("POST", "evaluations", body=body, headers=headers))
+
     def optimizations(self, *, status: str | None = None) -> Items:
-        """All optimizations, the newest first."""
+        """All optimizations and evaluations, the newest first."""
         return self._items(call("GET", "optimizations", status=status))
 
     def optimization(self, identity: str) -> Answer:
@@ -335,7 +341,7 @@ class Service(ABC, Generic[Answer, Content, Items]):
         """Its report, an HTML page."""
         return self.file(identity, "report")
 
-    def file(self, identity: str, name: Literal["certificate", "program", "report"]) -> Content:
+    def file(self, identity: str, name: Literal["certificate", "program", "report", "rows"]) -> Content:
         """One of its files, byte for byte as it was signed."""
         return self._content(call("GET", "optimizations", identity, name))
 
@@ -493,13 +499,31 @@ class Service(ABC, Generic[Answer, Content, Items]):
         return self._items(call("GET", "algorithms"))
 
     def registered_algorithms(self) -> Items:
-        """The algorithms that operators registered, by name."""
+        """The algorithms that operators registered, by name, with those that were withdrawn."""
         return self._items(call("GET", "algorithms", "custom"))
 
     def register_algorithm(self, name: str, url: str, *, secret_env: str | None = None) -> Answer:
         """The algorithm behind ``url``, now called ``name``, with the promises it keeps."""
         body = {"name": name, "url": url, **({} if secret_env is None else {"secret_env": secret_env})}
         return self.ask(call("POST", "algorithms", "custom", body=body))
+
+    def withdraw_algorithm(self, name: str) -> Answer:
+        """A registered algorithm that no new optimization can name; those that were begun with it go on."""
+        return self.ask(call("DELETE", "algorithms", "custom", name))
+
+    # --- lessons ---
+
+    def lessons(self) -> Items:
+        """What optimizations taught, the newest first."""
+        return self._items(call("GET", "lessons"))
+
+    def lesson(self, identity: str) -> Answer:
+        """What one optimization taught."""
+        return self.ask(call("GET", "lessons", identity))
+
+    def forget_lesson(self, identity: str) -> Answer:
+        """Forget a lesson for good; the optimization that taught it stays."""
+        return self.ask(call("DELETE", "lessons", identity, repeatable=False))
 
     # --- experiments and figures ---
 
@@ -530,6 +554,31 @@ class Service(ABC, Generic[Answer, Content, Items]):
 
     # --- the house ---
 
+    def create_key(
+        self,
+        name: str,
+        *,
+        role: str = "developer",
+        days: float | None = None,
+        requests_per_minute: int | None = None,
+    ) -> Answer:
+        """A key for the own tenant, with its text: it is told only now."""
+        given = {"name": name, "role": role, "days": days, "requests_per_minute": requests_per_minute}
+        body = {field: value for field, value in given.items() if value is not None}
+        return self.ask(call("POST", "keys", body=body, repeatable=False))
+
+    def keys(self) -> Items:
+        """The keys of the own tenant, the oldest first; not their texts, which nobody has."""
+        return self._items(call("GET", "keys"))
+
+    def revoke_key(self, identity: str) -> Answer:
+        """The key, taken back at once and for good."""
+        return self.ask(call("DELETE", "keys", identity))
+
     def audit(self) -> Items:
         """The audit trail, the newest entry first."""
         return self._items(call("GET", "audit"))
+
+    def verify_audit(self, *, expected: str | None = None) -> Answer:
+        """Whether the whole trail holds; ``expected`` is a hash that must be there."""
+        return self.ask(call("GET", "audit", "verification", expected=expected))

@@ -156,8 +156,7 @@ def contest(
         UserError: something given cannot be used; where it is seen before, nothing was paid.
         RatchetError: the world failed, it was stopped, or no algorithm came to a result.
     """
-    if not names or len(set(names)) < len(names):
-        raise BadRequest(f"name algorithms to compare, each once; these are {', '.join(names) or 'none'}")
+    check_names(names)
     options, cleaner = guarded(options, settings, archive)
     given = replace(given, cleaner=cleaner)
     entries = _entries(options, names, given, settings)
@@ -176,8 +175,7 @@ def contest(
     sources = [(result.winner or seed, archive.open(stored.id)) for _, stored, result in results]
     sealed = _sealed(first.prepared.splits.test, seed, sources, notebook)
     rows = _measured(first.prepared, identity, notebook, chosen, sealed)
-    request = first.prepared.request
-    lines = [_line(Contender(name=BASELINE, candidate=seed.key), rows[BASELINE], request.success_at, request.seed)]
+    lines = [Contender(name=BASELINE, candidate=seed.key)]
     for entry, stored, result in found:
         sent = archive.open(stored.id).journal.sent()
         line = Contender(
@@ -190,10 +188,41 @@ def contest(
             usd=None if sent.unpriced else sent.usd,
             seconds=stored.seconds,
         )
-        lines.append(line if result is None else _line(line, rows[entry.name], request.success_at, request.seed))
-    ended = Contest(id=identity, n=len(sealed), contenders=tuple(lines), pairs=pairs(rows, seed=request.seed))
+        lines.append(line)
+    request = first.prepared.request
+    ended = compared(identity, lines, rows, success_at=request.success_at, seed=request.seed)
     notebook.set_status("compared", result=ended.to_json())
     return ended
+
+
+def check_names(names: Sequence[str]) -> None:
+    """Refuse what is no choice of algorithms.
+
+    Raises:
+        BadRequest: none is named, or one twice.
+    """
+    if not names or len(set(names)) < len(names):
+        raise BadRequest(f"name algorithms to compare, each once; these are {', '.join(names) or 'none'}")
+
+
+def compared(
+    identity: str, lines: Sequence[Contender], rows: Mapping[str, Evaluations], *, success_at: float, seed: int
+) -> Contest:
+    """The table and the pairs, from evaluations.
+
+    Args:
+        identity: Its name.
+        lines: The contenders, not measured yet.
+        rows: The evaluations of those that have some, on the same examples in the same order.
+    """
+    return Contest(
+        id=identity,
+        n=max(map(len, rows.values()), default=0),
+        contenders=tuple(
+            _line(each, rows[each.name], success_at, seed) if each.name in rows else each for each in lines
+        ),
+        pairs=pairs(rows, seed=seed),
+    )
 
 
 def pairs(rows: Mapping[str, Evaluations], *, seed: int) -> tuple[Pair, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -15,12 +16,14 @@ from ratchet.begin import new_run, tried_run
 from ratchet.catalogue import BUILT_IN, any_search, check_name, listed
 from ratchet.check import check
 from ratchet.core.access import Actor
-from ratchet.core.errors import BadRequest, Missing
+from ratchet.core.errors import BadRequest, Conflict, Missing, UnknownName
+from ratchet.core.lesson import Lesson
 from ratchet.core.request import MetricName
 from ratchet.core.result import ENDED, OptimizationResult, Performance
 from ratchet.engine.archive import Event
 from ratchet.guard import clean_rows, cleaner_for, policy_for, to_store
 from ratchet.listeners import Listeners
+from ratchet.measure import KIND, ROWS, begin
 from ratchet.options import Options
 from ratchet.prepare import Given
 from ratchet.privacy.policy import Policy
@@ -28,15 +31,17 @@ from ratchet.programs.datasets import Splits, read_rows
 from ratchet.programs.journal import Fork
 from ratchet.programs.remote_algorithm import Address, AllowedHosts
 from ratchet.programs.targets import resolve_target
+from ratchet.run import Run
 from ratchet.settings import Settings
 from ratchet.storage.algorithms import Algorithms, Registered, addresses
-from ratchet.storage.audit import Audit, state_hash
+from ratchet.storage.audit import Audit, Entry, state_hash
 from ratchet.storage.cycles import Cycles, Schedule, Schedules
 from ratchet.storage.erasure import Eraser
 from ratchet.storage.experiments import Arm, Experiment, Experiments
 from ratchet.storage.forks import stages_before
 from ratchet.storage.jobs import Job, Jobs, Wanted
 from ratchet.storage.keys import Keys
+from ratchet.storage.lessons import SqlLessons
 from ratchet.storage.notebook import SqlNotebook
 from ratchet.storage.outbox import Outbox
 from ratchet.storage.outcomes import outcomes
@@ -52,6 +57,7 @@ FILES: Mapping[str, str] = {
     "program": "program.json",
     "report": "report.html",
     "result": "result.json",
+    "rows": ROWS,
 }
 """The files of an optimization, by what they are called in an address."""
 
@@ -127,6 +133,7 @@ class Desk:
         self.versions = Versions(archive, self.audit)
         self.algorithms = Algorithms(archive, self.audit)
         self.experiments = Experiments(archive, self.audit)
+        self.lessons = SqlLessons(archive)
         self.batch = Batch(
             self,
             Cycles(archive, self.audit),
@@ -185,15 +192,59 @@ class Desk:
             asked, pii=next((each for each in how if Policy.from_json(each).is_on), how[0] if how else None)
         )
         run = new_run(asked, Given(rows=rows), self.settings, self.archive, status="queued")
-        run.notebook.note(Event(kind="queued", payload={"target": name, "by": actor.name}))
+        return self._queued(actor, run, target=name, data=_versions(sets), priority=priority, repeat=repeat)
+
+    def evaluate(
+        self,
+        actor: Actor,
+        options: Options,
+        *,
+        target: str | Mapping[str, Any],
+        data: str,
+        limit: int | None = None,
+        priority: int = 100,
+        repeat_key: str | None = None,
+    ) -> Job:
+        """A program to be run on every example of a data set, in the queue beside the optimizations.
+
+        Args:
+            options, target, priority, repeat_key: As in ``optimize``; nothing is searched.
+            data: A data set.
+            limit: Take its first examples only.
+
+        Raises:
+            UserError: the request cannot be carried out; nothing was stored then.
+        """
+        fingerprint = state_hash(["evaluate", options.to_json(), target, data, limit, priority]) or ""
+        repeat = None if repeat_key is None else (repeat_key, fingerprint)
+        known = repeat and self.jobs.repeated(actor.tenant, *repeat)
+        if known:
+            return self.jobs.find(actor.tenant, known)
+        name, asked, sets = self._asked(actor, options, target, {"data": data})
+        dataset = sets["data"]
+        cleaned = how_cleaned(self.archive, dataset.id)
+        asked = replace(asked, pii=None if cleaned is None else cleaned.policy)
+        rows = self.shelf.rows(dataset)
+        measurement = begin(asked, rows, self.settings, self.archive, file=dataset.name, limit=limit, status="queued")
+        return self._queued(actor, measurement.run, target=name, data=_versions(sets), priority=priority, repeat=repeat)
+
+    def _queued(
+        self,
+        actor: Actor,
+        run: Run,
+        *,
+        target: str,
+        data: Mapping[str, str],
+        priority: int,
+        repeat: tuple[str, str] | None,
+        forked_from: str | None = None,
+    ) -> Job:
+        """What is stored, now in the queue."""
+        fork = {} if forked_from is None else {"fork": forked_from}
+        run.notebook.note(Event(kind="queued", payload={"target": target, "by": actor.name, **fork}))
         run.notebook.flush()
         job = self.jobs.submit(
-            actor,
-            run.id,
-            target=name,
-            data={part: f"{dataset.name}@{dataset.version}" for part, dataset in sets.items()},
-            priority=priority,
-            repeat=repeat,
+            actor, run.id, target=target, data=data, priority=priority, repeat=repeat, forked_from=forked_from
         )
         self._queue.enqueue(job)
         return job
@@ -245,6 +296,8 @@ class Desk:
             UserError: the request cannot be carried out; nothing was stored then.
         """
         first = self.jobs.find(actor.tenant, identity)
+        if self.archive.find(identity).request.get("kind") == KIND:
+            raise Conflict(f"{identity} cannot be forked: it is an evaluation; begin an optimization", value=identity)
         fingerprint = state_hash([identity, dict(changes), from_stage, priority]) or ""
         repeat = None if repeat_key is None else (repeat_key, fingerprint)
         known = repeat and self.jobs.repeated(actor.tenant, *repeat)
@@ -257,19 +310,15 @@ class Desk:
         splits = Splits(train=parts["train"], validation=parts["validation"], test=parts["test"])
         fork = Fork(of=identity, stages=stages_before(self.archive, identity, from_stage))
         run = new_run(asked, Given(splits=splits), self.settings, self.archive, status="queued", fork=fork)
-        run.notebook.note(Event(kind="queued", payload={"target": first.target, "by": actor.name, "fork": identity}))
-        run.notebook.flush()
-        job = self.jobs.submit(
+        return self._queued(
             actor,
-            run.id,
+            run,
             target=first.target,
             data=first.data,
             priority=priority,
             repeat=repeat,
             forked_from=identity,
         )
-        self._queue.enqueue(job)
-        return job
 
     def _target(self, actor: Actor, reference: str) -> tuple[str, Mapping[str, Any]]:
         stored = self.shelf.target(actor.tenant, reference)
@@ -364,6 +413,18 @@ class Desk:
             self.eraser.optimization(actor, identity)
         self.eraser.dataset(actor, reference)
 
+    def lesson(self, actor: Actor, identity: str) -> Lesson:
+        """What an optimization of this tenant taught.
+
+        Raises:
+            Missing: there is none.
+        """
+        with suppress(UnknownName):  # a beginning that several ids have
+            found = self.lessons.find(identity, actor.tenant)
+            if found.id == identity:
+                return found
+        raise Missing(f"there is no lesson {identity!r}", value=identity)
+
     # --- data sets and targets ---------------------------------------------------------------------------------------
 
     def keep_dataset(
@@ -434,7 +495,8 @@ class Desk:
         for each in listed(self.settings):
             found.append({**each, "what": ""} if each["kind"] == "URL" else each)  # the address is an operator's matter
         mine = self.algorithms.page(actor.tenant, after="", limit=1000)
-        return [*found, *({"name": each.name, "kind": "registered", "what": each.created_by} for each in mine)]
+        offered = [each for each in mine if each.withdrawn_at is None]
+        return [*found, *({"name": each.name, "kind": "registered", "what": each.created_by} for each in offered)]
 
     def plan_experiment(self, actor: Actor, *, target: str, metric: MetricName, arms: Sequence[Arm]) -> Experiment:
         """An experiment between versions of a target; nothing is sent to them yet.
@@ -460,6 +522,23 @@ class Desk:
         result = self.jobs.result(actor.tenant, self.versions.find(actor.tenant, version).optimization_id)
         return None if result is None else OptimizationResult.from_json(result).optimized_performance
 
+    # --- the audit trail ---------------------------------------------------------------------------------------------
+
+    def verify_trail(self, actor: Actor, *, expected: str | None = None) -> Entry | None:
+        """The newest entry of this tenant, after the whole trail was checked; None when it has none.
+
+        What it binds is all that came before it, of other tenants too; of those nothing is told.
+
+        Args:
+            expected: The hash of an entry that was noted down earlier; it must still be there.
+
+        Raises:
+            TrailBroken: an entry was edited, removed, added or moved; the message and the value ``number`` say which.
+        """
+        newest = next(iter(self.audit.entries(actor.tenant, limit=1)), None)
+        self.audit.verify(expected=expected)
+        return newest
+
     # --- analytics ---------------------------------------------------------------------------------------------------
 
     def performance(
@@ -476,6 +555,10 @@ class Desk:
         begin, end = since.isoformat(), until.isoformat()
         found = outcomes(self.archive, actor.tenant, since=begin, until=end, target=target)
         return figures([each for each in found if algorithm in (None, each.algorithm)], window=window)
+
+
+def _versions(sets: Mapping[str, Dataset]) -> dict[str, str]:
+    return {part: f"{dataset.name}@{dataset.version}" for part, dataset in sets.items()}
 
 
 def _measured(payload: Mapping[str, Any] | None) -> dict[str, Any] | None:

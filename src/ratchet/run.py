@@ -176,6 +176,12 @@ class Run:
 
         self._emit = tell
 
+    def tell(self, event: Event, *, keep: bool = True) -> None:
+        """Tell of ``event``, and keep it unless it is kept already."""
+        if keep:
+            self.notebook.note(event)
+        self._told(event)
+
     def cancel(self, status: Status = "cancelled") -> None:
         """Stop cleanly, soon; what was recorded stays, and ``resume`` goes on from there.
 

@@ -32,9 +32,10 @@ from ratchet.core.access import Actor
 from ratchet.core.errors import Cancelled, InUse, Missing, RatchetError, StorageUnavailable, where
 from ratchet.core.result import OptimizationResult, Status
 from ratchet.courier import Courier
-from ratchet.engine.archive import Event
+from ratchet.engine.archive import Event, Notebook
 from ratchet.engine.certificate import load_or_make_key
 from ratchet.hands import Hands
+from ratchet.measure import KIND, ROWS, as_lines, resumed, row_json
 from ratchet.prepare import Given
 from ratchet.publish import publish
 from ratchet.run import Run
@@ -337,6 +338,8 @@ class Worker:
         notebook = self._archive.open(identity, anew=True)
         try:
             stored = self._archive.find(identity)
+            if stored.request.get("kind") == KIND:
+                return self._evaluate(identity, notebook)
             run = resumed_run(identity, Given(), self._settings, self._archive)
             run.resting = self._hands.resting
             if stored.result is not None:  # it ended, and whoever worked on it died before all was told
@@ -345,10 +348,7 @@ class Worker:
                 with self._folder() as folder:
                     self._keep(identity, publish(run, result, folder, key=load_or_make_key(self._settings.home)))
             else:
-                self._under_way[identity] = run
-                if self._closing.is_set():
-                    run.cancel("queued")
-                notebook.note(Event(kind="begun", payload={"worker": self.id}))
+                self._take_up(run, notebook)
                 with self._folder() as folder:
                     result, files = carry_out(run, folder, settings=self._settings, warn=self._say)
                     self._keep(identity, files)
@@ -364,6 +364,22 @@ class Worker:
         finally:
             self._under_way.pop(identity, None)
         return result.status, result.reason
+
+    def _take_up(self, run: Run, notebook: Notebook) -> None:
+        """Have ``run`` stopped when it shall stop, and told of as begun."""
+        self._under_way[run.id] = run
+        if self._closing.is_set():
+            run.cancel("queued")
+        notebook.note(Event(kind="begun", payload={"worker": self.id}))
+
+    def _evaluate(self, identity: str, notebook: Notebook) -> tuple[Status, str]:
+        """The same for an evaluation; one that had ended finds all its rows, and is told again."""
+        measurement = resumed(identity, self._settings, self._archive)
+        measurement.run.resting = self._hands.resting
+        self._take_up(measurement.run, notebook)
+        rows = measurement.execute()
+        self._jobs.keep_file(identity, ROWS, as_lines([row_json(row) for row in rows]).encode())
+        return "evaluated", f"mean score {rows.mean:.3f} on {len(rows)} examples"
 
     @contextmanager
     def _folder(self) -> Iterator[Path]:

@@ -17,6 +17,7 @@ from ratchet.testing.service import MAKERS, Clock, House, RecordingQueue, actor,
 
 LEAST: dict[tuple[str, str], Role | None] = {
     ("POST", "/api/v1/optimize"): "developer",
+    ("POST", "/api/v1/evaluations"): "developer",
     ("GET", "/api/v1/optimizations"): "viewer",
     ("GET", "/api/v1/optimizations/{identity}"): "viewer",
     ("DELETE", "/api/v1/optimizations/{identity}"): "operator",
@@ -30,6 +31,7 @@ LEAST: dict[tuple[str, str], Role | None] = {
     ("GET", "/api/v1/optimizations/{identity}/certificate"): "viewer",
     ("GET", "/api/v1/optimizations/{identity}/program"): "viewer",
     ("GET", "/api/v1/optimizations/{identity}/report"): "viewer",
+    ("GET", "/api/v1/optimizations/{identity}/rows"): "viewer",
     ("GET", "/api/v1/optimizations/{identity}/events"): "viewer",
     ("POST", "/api/v1/datasets"): "developer",
     ("GET", "/api/v1/datasets"): "viewer",
@@ -47,11 +49,19 @@ LEAST: dict[tuple[str, str], Role | None] = {
     ("GET", "/api/v1/algorithms"): "viewer",
     ("POST", "/api/v1/algorithms/custom"): "operator",
     ("GET", "/api/v1/algorithms/custom"): "viewer",
+    ("DELETE", "/api/v1/algorithms/custom/{name}"): "operator",
     ("POST", "/api/v1/experiments"): "operator",
     ("GET", "/api/v1/experiments"): "viewer",
     ("GET", "/api/v1/experiments/{identity}"): "viewer",
+    ("GET", "/api/v1/lessons"): "viewer",
+    ("GET", "/api/v1/lessons/{identity}"): "viewer",
+    ("DELETE", "/api/v1/lessons/{identity}"): "operator",
     ("GET", "/api/v1/analytics/performance"): "viewer",
     ("GET", "/api/v1/audit"): "operator",
+    ("GET", "/api/v1/audit/verification"): "operator",
+    ("POST", "/api/v1/keys"): "admin",
+    ("GET", "/api/v1/keys"): "admin",
+    ("DELETE", "/api/v1/keys/{identity}"): "admin",
     ("POST", "/api/v1/webhooks"): "operator",
     ("GET", "/api/v1/webhooks"): "operator",
     ("GET", "/api/v1/webhooks/{identity}"): "operator",
@@ -173,7 +183,9 @@ def test_a_key_ends_when_it_is_revoked(house: House) -> None:
         house.desk.keys.revoke(actor(), "nothing")
 
 
-@pytest.mark.parametrize(("field", "value"), [("role", "king"), ("tenant", "a/b"), ("tenant", ""), ("name", "")])
+@pytest.mark.parametrize(
+    ("field", "value"), [("role", "king"), ("tenant", "a/b"), ("tenant", ""), ("name", ""), ("name", "a\nb")]
+)
 def test_a_key_that_makes_no_sense_is_refused(house: House, field: str, value: str) -> None:
     given = {"name": "n", "tenant": "t", "role": "viewer", field: value}
     with pytest.raises(BadRequest, match=field):

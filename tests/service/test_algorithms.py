@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from ratchet.begin import resumed_run
+from ratchet.prepare import Given
 from ratchet.testing.algorithm_server import AlgorithmServer, JsonSearch, SpentError
 from ratchet.testing.service import House, house_in
 
@@ -48,6 +50,32 @@ def test_an_algorithm_that_keeps_its_promises_can_be_named_by_its_tenant_only(ho
         refused = house.optimize(algorithms=["climb"], tenant="other")
         assert refused.status_code == 422
         assert "no algorithm 'climb'" in refused.json()["detail"]
+
+
+def test_one_that_is_withdrawn_is_offered_to_nothing_new_and_still_told(house: House) -> None:
+    with AlgorithmServer(secret=SECRET, search=content) as server:
+        house.ask("POST", PATH, json={"name": "climb", "url": server.url})
+        house.upload()
+        job = house.optimize(algorithms=["climb"]).json()["id"]
+        answer = house.ask("DELETE", f"{PATH}/climb", role="operator")
+        assert (answer.status_code, answer.json()["withdrawn_at"]) == (200, house.clock().isoformat())
+        assert house.ask("DELETE", f"{PATH}/climb").json() == answer.json()
+        assert [(each["name"], each["url"]) for each in house.ask("GET", PATH).json()["items"]] == [
+            ("climb", server.url)
+        ]
+        assert "climb" not in {each["name"] for each in house.ask("GET", "/api/v1/algorithms").json()}
+        refused = house.optimize(algorithms=["climb"])
+        assert (refused.status_code, "no algorithm 'climb'" in refused.json()["detail"]) == (422, True)
+        forked = house.ask("POST", f"/api/v1/optimizations/{job}/fork", json={"seed": 1})
+        assert forked.status_code == 422
+        begun = resumed_run(job, Given(), house.desk.settings, house.desk.archive)  # as a worker takes it up
+        assert begun.prepared.custom["climb"].source == server.url
+        begun.gateway.close()
+        told = [each["action"] for each in house.ask("GET", "/api/v1/audit").json()["items"]]
+        assert told.count("algorithm.withdraw") == 1
+        again = house.ask("POST", PATH, json={"name": "climb", "url": server.url})
+        assert (again.status_code, again.json()["withdrawn_at"]) == (200, None)
+        assert house.optimize(algorithms=["climb"]).status_code == 202
 
 
 @pytest.mark.parametrize(

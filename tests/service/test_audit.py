@@ -11,7 +11,7 @@ import sqlalchemy as sa
 
 from ratchet.core.errors import TrailBroken
 from ratchet.desk import Desk
-from ratchet.storage.audit import FIRST, head, trail
+from ratchet.storage.audit import FIRST, _seal, head, trail
 from ratchet.testing.service import Clock, House, RecordingQueue, actor, desk_in
 
 TAMPERINGS = {
@@ -57,6 +57,45 @@ def test_whatever_is_changed_is_found(desk: Desk, change: str) -> None:
             connection.execute(sa.text(statement))
     with pytest.raises(TrailBroken, match=r"entry \d|ends with entry \d"):
         desk.audit.verify()
+
+
+def test_the_first_entry_that_does_not_hold_is_named(desk: Desk) -> None:
+    with desk.archive.transaction() as connection:
+        connection.execute(sa.text("UPDATE audit SET who = 'nobody' WHERE number IN (3, 5)"))
+    with pytest.raises(TrailBroken) as broken:
+        desk.audit.verify()
+    assert broken.value.values == {"number": 3}
+
+
+def test_an_entry_that_was_added_behind_the_last_is_found(desk: Desk) -> None:
+    with desk.archive.transaction() as connection:
+        last = connection.execute(trail.select().where(trail.c.number == 5)).mappings().one()
+        values = {**last, "number": 6, "previous": last["hash"], "action": "key.read"}
+        sealed = {**values, "hash": _seal(values)}
+        connection.execute(trail.insert().values(**sealed))
+    with pytest.raises(TrailBroken, match="ends with entry 6, and 5 were written") as broken:
+        desk.audit.verify()
+    assert broken.value.values == {"number": 6}
+
+
+def test_a_trail_that_others_write_meanwhile_holds(desk: Desk) -> None:
+    stop = threading.Event()
+
+    def write() -> None:
+        while not stop.is_set():
+            desk.keys.create(actor(), name="busy", tenant="default", role="viewer")
+
+    writers = [threading.Thread(target=write) for _ in range(2)]
+    for writer in writers:
+        writer.start()
+    try:
+        numbers = [desk.audit.verify().number for _ in range(60)]
+    finally:
+        stop.set()
+        for writer in writers:
+            writer.join()
+    assert numbers == sorted(numbers)
+    assert numbers[-1] > numbers[0]
 
 
 def test_a_trail_that_was_written_anew_is_found_by_a_hash_that_was_noted_down(desk: Desk) -> None:
@@ -116,3 +155,46 @@ def test_every_change_over_http_is_told_with_who_what_and_where(house: House) ->
     assert entries[3]["before"] != entries[3]["after"]
     older = house.ask("GET", "/api/v1/audit", params={"cursor": told["next"], "limit": 6}).json()["items"]
     assert [entry["number"] for entry in older] == [entries[0]["number"] - n for n in range(1, len(older) + 1)]
+
+
+def test_a_tenant_is_told_that_the_trail_holds_and_of_its_own_entries_alone(house: House) -> None:
+    address = "/api/v1/audit/verification"
+    assert house.ask("GET", address, tenant="other").json() == {
+        "holds": True,
+        "number": None,
+        "hash": None,
+        "broken": None,
+        "reason": "",
+    }
+    house.upload()
+    house.ask("POST", "/api/v1/targets", json={"name": "t", "signature": "a -> b"}, tenant="other")
+    for tenant in ("default", "other"):
+        newest = house.ask("GET", "/api/v1/audit", tenant=tenant).json()["items"][0]
+        told = house.ask("GET", address, tenant=tenant, role="operator").json()
+        assert (told["holds"], told["number"], told["hash"]) == (True, newest["number"], newest["hash"])
+        assert house.ask("GET", address, params={"expected": told["hash"]}).json()["holds"]
+
+
+def test_a_tenant_is_told_which_entry_does_not_hold_and_nothing_of_what_is_in_it(house: House) -> None:
+    house.upload(tenant="other")
+    with house.desk.archive.transaction() as connection:
+        connection.execute(sa.text("UPDATE audit SET object = 'forged@1' WHERE object = 'mails@1'"))
+        number = connection.execute(sa.text("SELECT number FROM audit WHERE object = 'forged@1'")).scalar()
+    house.upload()
+    told = house.ask("GET", "/api/v1/audit/verification")
+    assert told.status_code == 200
+    assert told.json() == {
+        "holds": False,
+        "number": None,
+        "hash": None,
+        "broken": number,
+        "reason": f"entry {number} of the audit trail was changed",
+    }
+
+
+def test_a_hash_that_is_not_there_is_told_and_what_is_no_hash_refused(house: House) -> None:
+    address = "/api/v1/audit/verification"
+    told = house.ask("GET", address, params={"expected": "f" * 64}).json()
+    assert (told["holds"], told["broken"]) == (False, None)
+    assert "f" * 64 in told["reason"]
+    assert house.ask("GET", address, params={"expected": "f"}).status_code == 422

@@ -13,7 +13,7 @@ from ratchet.analytics.knowledge import LessonStore
 from ratchet.core.errors import UnknownName
 from ratchet.core.features import TaskFeatures
 from ratchet.core.lesson import Lesson, Progress
-from ratchet.storage.lessons import MemoryLessons, SqlLessons
+from ratchet.storage.lessons import MemoryLessons, SqlLessons, place_of
 from ratchet.storage.sql import SqlArchive
 
 TASK = TaskFeatures(train=4, validation=2, predictors=1, output="text", inputs=("q",), outputs=("a",), headroom=0.5)
@@ -54,6 +54,15 @@ def test_the_newest_comes_first_and_a_limit_cuts_the_oldest(store: LessonStore) 
         store.keep(lesson(name, minutes=minutes))
     assert [each.id for each in store.lessons("acme")] == ["a", "c", "b"]
     assert [each.id for each in store.lessons("acme", limit=2)] == ["a", "c"]
+
+
+def test_a_list_goes_on_behind_a_lesson_that_was_the_last_of_a_page(store: LessonStore) -> None:
+    for minutes, name in ((1, "a"), (2, "b"), (2, "c"), (3, "d")):  # two of the same moment
+        store.keep(lesson(name, minutes=minutes))
+    seen: list[str] = []
+    while page := store.lessons("acme", limit=1, before=place_of(store.find(seen[-1], "acme")) if seen else None):
+        seen += [each.id for each in page]
+    assert seen == ["d", "c", "b", "a"]
 
 
 def test_a_lesson_that_is_kept_again_is_replaced(store: LessonStore) -> None:

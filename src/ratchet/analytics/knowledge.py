@@ -42,8 +42,8 @@ class LessonStore(Protocol):
     def keep(self, lesson: Lesson) -> None:
         """Keep a lesson; one with the same id and tenant is replaced."""
 
-    def lessons(self, tenant: str, *, limit: int = 500) -> list[Lesson]:
-        """The newest first."""
+    def lessons(self, tenant: str, *, limit: int = 500, before: tuple[str, str] | None = None) -> list[Lesson]:
+        """The newest first, those older than ``before`` (time and id)."""
 
     def find(self, lesson_id: str, tenant: str) -> Lesson:
         """One lesson; a unique beginning of its id will do.

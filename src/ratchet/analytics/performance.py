@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 
 from ratchet.core.outcome import Outcome
-from ratchet.core.result import ENDED
+from ratchet.core.result import VERDICTS
 
 Window = Literal["all", "month", "day"]
 LETTERS: dict[Window, int] = {"all": 0, "month": 7, "day": 10}
@@ -82,7 +82,7 @@ def _figures(target: str, algorithm: str, window: str, rows: Sequence[Outcome]) 
         algorithm=algorithm,
         window=window or None,
         optimizations=len(rows),
-        improved=_mean([float(row.status == "improved") for row in rows if row.status in ENDED]),
+        improved=_mean([float(row.status == "improved") for row in rows if row.status in VERDICTS]),
         improvement_percentage=_mean([row.improvement for row in rows if row.improvement is not None]),
         spend=Totals(
             calls=sum(row.calls for row in rows),

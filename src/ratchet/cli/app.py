@@ -222,7 +222,6 @@ def evaluate(
     if (data is None) == (test is None):
         raise BadRequest("give the examples with --data FILE or with --test FILE, one of them")
     settings = _settings(ctx)
-    from ratchet.cli import work
     from ratchet.options import Options
 
     options = Options(
@@ -249,7 +248,7 @@ def evaluate(
     )
     file = data or test
     assert file is not None
-    work.evaluate(options, data=file, limit=limit, out=out, as_json=json, settings=settings)
+    place(settings, "work").evaluate(options, data=file, limit=limit, out=out, as_json=json, settings=settings)
 
 
 @app.command("list", epilog=_examples("ratchet list", "ratchet list --limit 5 --json"))

@@ -55,11 +55,9 @@ def add(
 
 @algorithms.command(epilog=examples("ratchet algorithms remove climb"))
 def remove(ctx: typer.Context, name: Named) -> None:
-    """Forget a name that was added."""
+    """Forget a name that was added; with --server, what was begun with it goes on."""
     settings = begin(ctx)
-    from ratchet.catalogue import AddressBook
-
-    AddressBook(settings.home).remove(name)
+    place(settings, "read").remove_algorithm(name, settings)
 
 
 @algorithms.command(
@@ -150,10 +148,10 @@ def compare(
 
     Same splits, same seed. All winners and the program as it is are measured on the same sealed test; each pair is
     compared with effect, interval, n and p, corrected for their number (Holm). Called again, it goes on where it
-    stopped. An algorithm that fails has a line that says why. Ends with 0 when there is something to compare.
+    stopped. An algorithm that fails has a line that says why. Ends with 0 when there is something to compare. With
+    --server they run there at the same time, and Ctrl-C leaves them running.
     """
     settings = begin(ctx, no_mlflow=no_mlflow)
-    from ratchet.cli import work
     from ratchet.options import Options
 
     def text(path: Path | None) -> str | None:
@@ -192,4 +190,4 @@ def compare(
         tune_tools=tune_tools,
         fields=flags.fields(map),
     )
-    work.compare(options, algorithms, as_json=json, settings=settings)
+    place(settings, "work").compare(options, algorithms, as_json=json, settings=settings)

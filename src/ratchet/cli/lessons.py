@@ -2,24 +2,66 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import islice
+
 from rich.markup import escape
 
-from ratchet.analytics.knowledge import LessonStore, uplift
+from ratchet.analytics.knowledge import uplift
 from ratchet.bootstrap import open_archive
-from ratchet.cli import render, work
+from ratchet.cli import remote, render, work
 from ratchet.cli.errors import say
+from ratchet.client import Client
 from ratchet.core.lesson import Lesson
 from ratchet.settings import Settings
 from ratchet.storage.lessons import SqlLessons
 
 
-def _store(settings: Settings) -> LessonStore:
-    return SqlLessons(open_archive(settings))
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerLessons:
+    """Lessons that a server keeps, asked as those in a database are; the tenant is that of the key."""
+
+    client: Client
+
+    def lessons(self, tenant: str, *, limit: int = 500) -> list[Lesson]:
+        """The newest first."""
+        return [Lesson.from_json(each) for each in islice(self.client.lessons(), limit)]
+
+    def find(self, lesson_id: str, tenant: str) -> Lesson:
+        """One lesson; a unique beginning of its id will do."""
+        return Lesson.from_json(remote.by_beginning(lesson_id, self.client.lesson, self.client.lessons))
+
+    def forget(self, tenant: str, *, lesson_id: str | None = None) -> int:
+        """Remove one lesson, or all; how many that were."""
+        gone = (
+            [each["id"] for each in self.client.lessons()] if lesson_id is None else [self.find(lesson_id, tenant).id]
+        )
+        for each in gone:
+            self.client.forget_lesson(each)
+        return len(gone)
+
+
+@contextmanager
+def _store(tenant: str, settings: Settings) -> Iterator[ServerLessons | SqlLessons]:
+    """Where lessons are: on a server, or in the database here."""
+    if settings.server:
+        remote.check_tenant(tenant)
+        with remote.client_of(settings) as client:
+            yield ServerLessons(client=client)
+    else:
+        yield SqlLessons(open_archive(settings))
+
+
+def _whose(tenant: str, settings: Settings) -> str:
+    return f"your tenant on {settings.server}" if settings.server else f"tenant {tenant}"
 
 
 def list_(*, tenant: str, limit: int, as_json: bool, settings: Settings) -> None:
     """The lessons of a tenant, and the uplift of warm starts over all of them."""
-    known = _store(settings).lessons(tenant)
+    with _store(tenant, settings) as store:
+        known = store.lessons(tenant)
     worth = uplift(known)
     if as_json:
         work.print_json(
@@ -35,7 +77,7 @@ def list_(*, tenant: str, limit: int, as_json: bool, settings: Settings) -> None
         )
         return
     if not known:
-        say(f"tenant {tenant} has no lessons yet; each optimization leaves one")
+        say(f"{_whose(tenant, settings)} has no lessons yet; each optimization leaves one")
         return
     for each in known[:limit]:
         gain = "not measured" if each.gain is None else f"{each.gain:+.3f}"
@@ -57,7 +99,8 @@ def _said(effect: float | None, interval: tuple[float, float] | None) -> str:
 
 def show(identity: str, *, tenant: str, as_json: bool, settings: Settings) -> None:
     """One lesson."""
-    lesson = _store(settings).find(identity, tenant)
+    with _store(tenant, settings) as store:
+        lesson = store.find(identity, tenant)
     if as_json:
         work.print_json(lesson.to_json())
         return
@@ -84,8 +127,9 @@ def lines(lesson: Lesson) -> list[str]:
 
 def forget(identity: str | None, *, tenant: str, as_json: bool, settings: Settings) -> None:
     """Lessons that are gone."""
-    gone = _store(settings).forget(tenant, lesson_id=identity)
+    with _store(tenant, settings) as store:
+        gone = store.forget(tenant, lesson_id=identity)
     if as_json:
         work.print_json({"forgotten": gone})
     else:
-        say(f"{gone} lessons of tenant {tenant} were removed")
+        say(f"{gone} lessons of {_whose(tenant, settings)} were removed")

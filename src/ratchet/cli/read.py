@@ -149,6 +149,11 @@ def add_algorithm(name: str, url: str, secret_env: str | None, settings: Setting
     say(f"{name} stands for {url}; try it with: ratchet algorithms check {name}")
 
 
+def remove_algorithm(name: str, settings: Settings) -> None:
+    """A name that stands for nothing any more."""
+    AddressBook(settings.home).remove(name)
+
+
 def _first_sentence(text: str | None) -> str:
     return " ".join((text or "").split("\n\n")[0].split())
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from datetime import datetime
 from itertools import islice
 from pathlib import Path
@@ -20,12 +21,12 @@ from ratchet.calls import KINDS
 from ratchet.cli.errors import FAILED, STOPPED, say
 from ratchet.cli.progress import Progress, clock
 from ratchet.client import Client, Json
-from ratchet.core.errors import BadRequest, Missing, RatchetError
+from ratchet.core.errors import BadRequest, Missing, RatchetError, TrailBroken
+from ratchet.core.result import ENDED
 from ratchet.engine.archive import Event, Optimization
 from ratchet.options import Options
 from ratchet.settings import Settings
 
-ENDED = ("improved", "no_proven_gain", "declined")
 GOES_ON = ("paused", "cancelled", "failed")
 PATIENCE_SECONDS = 5.0
 """How long is waited for a status to follow the last event."""
@@ -75,9 +76,19 @@ def key_for(settings: Settings) -> str:
         source = settings.key_file or "RATCHET_API_KEY"
         raise BadRequest(
             f"there is no key for {settings.server} in {source}; set RATCHET_API_KEY or give --key-file FILE. "
-            "`ratchet keys create` makes one, on the server's machine"
+            "`ratchet keys create` makes one, on the server's machine or with an admin's key"
         )
     return key
+
+
+def check_tenant(tenant: str) -> None:
+    """Refuse a tenant that was named: whose things a server shows, the key says.
+
+    Raises:
+        BadRequest: one was.
+    """
+    if tenant != Options(target="").tenant:
+        raise BadRequest(f"--tenant {tenant!r} cannot be given: on a server it is that of the key")
 
 
 # --- what is asked for -----------------------------------------------------------------------------------------------
@@ -108,11 +119,12 @@ def request(client: Client, options: Options) -> dict[str, Any]:
     _refuse_code("metric", options.metric)
     for algorithm in options.algorithms:
         _refuse_code("algorithm", algorithm)
+    check_tenant(options.tenant)
     standard = Options(target=options.target)
     for name in (each.name for each in fields(Options)):
         if name not in _ELSEWHERE and name not in _NAMES and getattr(options, name) != getattr(standard, name):
-            why = "on a server it is that of the key" if name == "tenant" else "a server does not take it"
-            raise BadRequest(f"--{name.replace('_', '-')} {getattr(options, name)!r} cannot be given: {why}")
+            value = getattr(options, name)
+            raise BadRequest(f"--{name.replace('_', '-')} {value!r} cannot be given: a server does not take it")
     aims = dict(options.target_values)
     given = {name: getattr(options, name) for name in _NAMES if getattr(options, name) != getattr(standard, name)}
     return {
@@ -208,6 +220,32 @@ def optimize(options: Options, *, out: Path | None, as_json: bool, settings: Set
         _follow(client, job["id"], out=out, as_json=as_json, settings=settings)
 
 
+def evaluate(
+    options: Options, *, data: Path, limit: int | None, out: Path | None, as_json: bool, settings: Settings
+) -> None:
+    """One program on one data set, followed to its end."""
+    with client_of(settings) as client:
+        asked = request(client, replace(options, test=str(data)))
+        limits = asked["constraints"]
+        body = {name: value for name, value in asked.items() if name not in ("algorithms", "objectives", "test")}
+        body["constraints"] = {name: limits[name] for name in limits if name != "min_improvement_threshold"}
+        job = client.evaluate(**body, data=asked["test"], limit=limit)
+        _follow(client, job["id"], rows=out, as_json=as_json, settings=settings)
+
+
+def compare(options: Options, names: Sequence[str], *, as_json: bool, settings: Settings) -> None:
+    """Algorithms side by side, to the end; what an earlier call began is not begun again."""
+    from ratchet.cli import render
+    from ratchet.cli.remote_contest import contest
+
+    with client_of(settings) as client:
+        ended = contest(client, options, names)
+    if as_json:
+        _print_json(ended.to_json())
+    else:
+        render.show(render.contest_view(ended))
+
+
 def resume(identity: str, *, out: Path | None, as_json: bool, settings: Settings) -> None:
     """An optimization that was stopped, followed to its end; of one that has ended the files are fetched."""
     _check_folder(out)
@@ -255,26 +293,29 @@ class _Meter:
         return self.usd
 
 
-def _follow(client: Client, identity: str, *, out: Path | None, as_json: bool, settings: Settings) -> None:
+def _follow(
+    client: Client,
+    identity: str,
+    *,
+    out: Path | None = None,
+    rows: Path | None = None,
+    as_json: bool,
+    settings: Settings,
+) -> None:
+    """Have it come to its end, and tell that.
+
+    Args:
+        out: The folder for its files.
+        rows: The file for the rows of an evaluation; one in ``out`` if left out.
+    """
+    rows = rows or (None if out is None else out / "rows.jsonl")
     job = client.optimization(identity)
     if job["status"] in ENDED:
         say(f"optimization {identity} has ended before; nothing is run again")
-        _tell_end(client, job, out=out, as_json=as_json, settings=settings)
+        _tell_end(client, job, out=out, rows=rows, as_json=as_json, settings=settings)
         return
-    asked = job["request"]["options"]
-    progress = Progress(
-        Console(stderr=True), max_calls=asked["max_calls"], max_seconds=float(asked["max_minutes"]) * 60
-    )
-    meter = _Meter(client, identity)
     try:
-        with progress:
-            progress.tell(f"optimization {identity} on {client.url}")
-            progress.watch(lambda: meter.calls, meter.dollars, spent_seconds=job["seconds"])
-            for event in client.events(identity):
-                meter.calls = event.payload.get("calls", meter.calls)
-                progress(Event(kind=event.kind, payload=event.payload))
-                if event.kind == "ended" and client.optimization(identity)["wanted"] == "pause":
-                    break  # the stream stays open for whoever waits until it is resumed
+        job = watched(client, job)
     except KeyboardInterrupt:
         say(
             f"\nit goes on without you. Follow it again with: {_command(client, 'watch', identity)}\n"
@@ -283,7 +324,25 @@ def _follow(client: Client, identity: str, *, out: Path | None, as_json: bool, s
         if as_json:
             _print_json({"optimization_id": identity, "status": "running", "error": "no longer followed"})
         raise typer.Exit(STOPPED) from None
-    _tell_end(client, _rested(client, identity), out=out, as_json=as_json, settings=settings)
+    _tell_end(client, job, out=out, rows=rows, as_json=as_json, settings=settings)
+
+
+def watched(client: Client, job: Json, *, name: str = "") -> Json:
+    """The optimization once it is at rest; until then its progress is shown, under ``name`` where it has one."""
+    identity, asked = job["id"], job["request"]["options"]
+    progress = Progress(
+        Console(stderr=True), max_calls=asked["max_calls"], max_seconds=float(asked["max_minutes"]) * 60
+    )
+    meter = _Meter(client, identity)
+    with progress:
+        progress.tell(f"{name and f'{name}: '}optimization {identity} on {client.url}")
+        progress.watch(lambda: meter.calls, meter.dollars, spent_seconds=job["seconds"])
+        for event in client.events(identity):
+            meter.calls = event.payload.get("calls", meter.calls)
+            progress(Event(kind=event.kind, payload=event.payload))
+            if event.kind == "ended" and client.optimization(identity)["wanted"] == "pause":
+                break  # the stream stays open for whoever waits until it is resumed
+    return _rested(client, identity)
 
 
 def _rested(client: Client, identity: str) -> Json:
@@ -300,7 +359,9 @@ def _command(client: Client, name: str, identity: str) -> str:
     return f"ratchet --server {client.url} {name} {identity}"
 
 
-def _tell_end(client: Client, job: Json, *, out: Path | None, as_json: bool, settings: Settings) -> None:
+def _tell_end(
+    client: Client, job: Json, *, out: Path | None, rows: Path | None, as_json: bool, settings: Settings
+) -> None:
     identity, status = job["id"], job["status"]
     if status not in ENDED:
         again = _command(client, "resume", identity) + (f" --out {out}" if out is not None else "")
@@ -308,6 +369,9 @@ def _tell_end(client: Client, job: Json, *, out: Path | None, as_json: bool, set
         if as_json:
             _print_json({"optimization_id": identity, "status": status, "error": job["reason"]})
         raise typer.Exit(FAILED if status == "failed" else STOPPED)
+    if status == "evaluated":
+        _tell_evaluation(client, job, out=rows, as_json=as_json)
+        return
     files = fetch(client, job, out or settings.home / "runs" / identity)
     if as_json:
         _print_json({**job["result"], "files": [str(file) for file in files]})
@@ -318,6 +382,14 @@ def _tell_end(client: Client, job: Json, *, out: Path | None, as_json: bool, set
     result = OptimizationResult.from_json(job["result"])
     options = Options.from_json(job["request"]["options"])
     render.show(render.result_view(result, sides_of(client, identity)(result, options), files))
+
+
+def _tell_evaluation(client: Client, job: Json, *, out: Path | None, as_json: bool) -> None:
+    from ratchet.cli.work import tell_evaluation
+
+    rows = [json.loads(line) for line in client.file(job["id"], "rows").splitlines()] if out or as_json else []
+    summary = {name: value for name, value in job["result"].items() if name != "baseline_performance"}
+    tell_evaluation(summary, rows, out=out, as_json=as_json)
 
 
 def fetch(client: Client, job: Mapping[str, Any], folder: Path) -> tuple[Path, ...]:
@@ -353,15 +425,25 @@ def find(client: Client, identity: str) -> Json:
         Missing: there is none.
         BadRequest: there are several.
     """
+    return by_beginning(identity, client.optimization, client.optimizations)
+
+
+def by_beginning(identity: str, one: Callable[[str], Json], everything: Callable[[], Iterator[Json]]) -> Json:
+    """What ``one`` gives of this id, or of the only one in ``everything`` that begins so.
+
+    Raises:
+        Missing: there is none.
+        BadRequest: there are several.
+    """
     try:
-        return client.optimization(identity)
+        return one(identity)
     except Missing:
-        found = [job["id"] for job in client.optimizations() if identity and job["id"].startswith(identity)]
+        found = [each["id"] for each in everything() if identity and each["id"].startswith(identity)]
         if not found:
             raise
         if len(found) > 1:
             raise BadRequest(f"{identity!r} is the beginning of {len(found)} ids: {', '.join(found[:5])}") from None
-        return client.optimization(found[0])
+        return one(found[0])
 
 
 def list_(*, limit: int, as_json: bool, settings: Settings) -> None:
@@ -399,11 +481,27 @@ def _stored(job: Mapping[str, Any]) -> Optimization:
 
 def sides_of(client: Client, identity: str) -> Callable[[Any, Options], Any]:
     """What measures baseline and chosen candidate on the sealed test, from the server's evaluations."""
-    from ratchet.core.evaluation import Evaluation, Failure, Usage
-    from ratchet.core.problem import Example
     from ratchet.core.result import OptimizationResult
     from ratchet.engine.report import Side
     from ratchet.publish import side
+
+    def sides(result: OptimizationResult, options: Options) -> tuple[Side, Side]:
+        if result.comparison is None or result.baseline is None or result.winner is None:
+            return Side(), Side()
+        keys, rows = sealed(client, identity)
+        before, after = (
+            side([rows[candidate.key, key] for key in keys], success_at=options.success_at, seed=options.seed)
+            for candidate in (result.baseline, result.winner)
+        )
+        return before, after
+
+    return sides
+
+
+def sealed(client: Client, identity: str) -> tuple[list[str], dict[tuple[str, str], Any]]:
+    """The examples that the sealed test of an optimization was opened for, and evaluations by candidate and example."""
+    from ratchet.core.evaluation import Evaluation, Failure, Usage
+    from ratchet.core.problem import Example
 
     nameless = Example(inputs={}, labels={})
 
@@ -417,23 +515,10 @@ def sides_of(client: Client, identity: str) -> Callable[[Any, Options], Any]:
             usage=Usage(**{each.name: row[each.name] for each in fields(Usage)}),
         )
 
-    def sides(result: OptimizationResult, options: Options) -> tuple[Side, Side]:
-        if result.comparison is None or result.baseline is None or result.winner is None:
-            return Side(), Side()
-        # The certificate names the examples of the sealed test, in their order.
-        keys = [key for key, _, _ in client.certificate(identity)["payload"]["pairs"]]
-        rows = {
-            (row["candidate"], row["example"]): evaluation(row)
-            for row in client.evaluations(identity)
-            if row["repeat"] == 0
-        }
-        before, after = (
-            side([rows[candidate.key, key] for key in keys], success_at=options.success_at, seed=options.seed)
-            for candidate in (result.baseline, result.winner)
-        )
-        return before, after
-
-    return sides
+    # The certificate names the examples of the sealed test, in their order.
+    keys = [key for key, _, _ in client.certificate(identity)["payload"]["pairs"]]
+    rows = client.evaluations(identity)
+    return keys, {(row["candidate"], row["example"]): evaluation(row) for row in rows if row["repeat"] == 0}
 
 
 def algorithms(*, as_json: bool, settings: Settings) -> None:
@@ -459,6 +544,45 @@ def add_algorithm(name: str, url: str, secret_env: str | None, settings: Setting
     say(f"{name} stands for {url} on {settings.server}" + (f"; it does not keep: {', '.join(weak)}" if weak else ""))
 
 
+def remove_algorithm(name: str, settings: Settings) -> None:
+    """An algorithm that no new optimization can name; withdrawn by an operator."""
+    with client_of(settings) as client:
+        client.withdraw_algorithm(name)
+    say(f"{name} is withdrawn on {settings.server}; optimizations that were begun with it go on")
+
+
+def create_key(name: str, *, role: str, tenant: str, days: float | None, rate: int | None, settings: Settings) -> Json:
+    """A new key of the own tenant, with its text."""
+    check_tenant(tenant)
+    with client_of(settings) as client:
+        return client.create_key(name, role=role, days=days, requests_per_minute=rate)
+
+
+def keys(settings: Settings) -> list[Json]:
+    """The keys of the own tenant."""
+    with client_of(settings) as client:
+        return [*client.keys()]
+
+
+def verify_trail(expected: str | None, settings: Settings) -> Json:
+    """The newest entry of the own tenant, after the trail was checked.
+
+    Raises:
+        TrailBroken: it does not hold.
+    """
+    with client_of(settings) as client:
+        told = client.verify_audit(expected=expected)
+    if not told["holds"]:
+        raise TrailBroken(told["reason"], number=told["broken"])
+    return {name: told[name] for name in ("holds", "number", "hash")}
+
+
+def revoke_key(identity: str, settings: Settings) -> Json:
+    """A key of the own tenant, taken back."""
+    with client_of(settings) as client:
+        return client.revoke_key(identity)
+
+
 def status(identity: str, *, as_json: bool, settings: Settings) -> None:
     """How an optimization is getting on."""
     with client_of(settings) as client:
@@ -478,6 +602,16 @@ def status(identity: str, *, as_json: bool, settings: Settings) -> None:
     print(f"spent     {spend['calls']} calls, {usd}, {clock(spend['seconds'])}")
     if forecast is not None:
         print(f"forecast  {forecast['forecast_calls']} calls")
+
+
+def erase(identity: str, settings: Settings) -> str:
+    """The id of an optimization on the server, which is erased; so are its files where ``fetch`` puts them."""
+    with client_of(settings) as client:
+        found = str(find(client, identity)["id"])
+        client.erase(found)
+    if re.fullmatch(r"\w+", found):  # it comes from elsewhere, and must name a folder of ours
+        shutil.rmtree(settings.home / "runs" / found, ignore_errors=True)
+    return found
 
 
 def stop(identity: str, how: str, *, as_json: bool, settings: Settings) -> None:

@@ -24,8 +24,12 @@ KeyFile = Annotated[
 
 REMOTE = frozenset(
     {
-        *("optimize", "list", "show", "resume", "status", "watch", "pause", "cancel"),
-        *("algorithms", "algorithms add"),
+        *("optimize", "evaluate", "compare", "list", "show", "resume", "status", "watch", "pause", "cancel", "delete"),
+        *("algorithms", "algorithms add", "algorithms remove", "lessons list", "lessons show", "lessons forget"),
+        *("keys create", "keys list", "keys revoke", "audit verify"),
+        *("webhooks add", "webhooks list", "webhooks remove", "webhooks resume", "webhooks ping", "webhooks dead"),
+        *("webhooks redeliver", "schedules add", "schedules list", "schedules remove", "schedules pause"),
+        "schedules resume",
     }
 )
 """Commands that a server carries out."""
@@ -34,20 +38,13 @@ HERE = frozenset({"verify", "models list", "models pull", "algorithms check", "d
 """Commands that are carried out here whether there is a server or not."""
 
 INSTEAD = {
-    "evaluate": "a server only optimizes: its sealed test measures the program as it is, too",
-    "compare": "ask for each algorithm with `ratchet optimize --algorithm NAME --seed 0`; `ratchet show` tells what "
-    "each of them proved",
     "demo": "give the server a target and data: `ratchet optimize`",
-    "algorithms remove": "a server keeps what was registered, so that what it was used for can be told",
-    "lessons list": "a server keeps lessons to itself; each optimization of the same tenant begins with them",
-    "lessons show": "a server keeps lessons to itself; each optimization of the same tenant begins with them",
-    "lessons forget": "whoever runs the server does that, on its machine",
     "serve": "it begins a server on this machine",
     "worker": "it works beside a server, on the server's own database: set RATCHET_DATABASE_URL",
-    "keys create": "whoever runs the server makes keys, on its machine",
-    "keys list": "whoever runs the server lists keys, on its machine",
-    "keys revoke": "whoever runs the server revokes keys, on its machine",
-    "audit verify": "it reads the whole trail, of all tenants, on the server's machine",
+    **dict.fromkeys(
+        ("vault status", "vault rotate", "vault drop", "vault encrypt"),
+        "the master keys are on the machine of whoever runs the server, and are not sent anywhere",
+    ),
 }
 """What to do about the commands that no server carries out; those that are not named are refused too."""
 

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from ratchet.cli import flags
+from ratchet.cli.begin import begin, place
 from ratchet.cli.errors import say
 from ratchet.core.errors import BadRequest
 
@@ -27,14 +28,10 @@ def check_installed() -> None:
 
 
 def _settings(ctx: typer.Context) -> Any:
-    from ratchet.cli.noise import quiet
-    from ratchet.settings import Settings, quiet_libraries
-
-    check_installed()
-    quiet_libraries()
-    if not ctx.obj:
-        quiet()
-    return Settings()
+    settings = begin(ctx)
+    if not settings.server:  # else the server has what the service needs
+        check_installed()
+    return settings
 
 
 def serve(
@@ -73,48 +70,31 @@ def keys_create(
     rate: Annotated[int | None, flags.flag("rate", "Requests a minute; RATCHET_KEY_RATE if left out.", min=1)] = None,
     json: flags.Json = False,
 ) -> None:
-    """Make a key, and show it this once."""
+    """Make a key, and show it this once; with --server, one of your own tenant."""
     settings = _settings(ctx)
-    from dataclasses import asdict
-    from datetime import timedelta
-
-    from ratchet.bootstrap import open_desk
     from ratchet.cli.work import print_json
-    from ratchet.service.serve import here
 
-    desk = open_desk(settings)
-    expires_at = None if days is None else desk.clock() + timedelta(days=days)
-    key, text = desk.keys.create(
-        here("ratchet keys"),
-        name=name,
-        tenant=tenant,
-        role=role,
-        expires_at=expires_at,
-        requests_per_minute=rate,
-    )
+    made = place(settings, "house").create_key(name, role=role, tenant=tenant, days=days, rate=rate, settings=settings)
     if json:
-        print_json({**asdict(key), "key": text})
+        print_json(made)
     else:
-        say(f"key {key.id} for a {key.role} of {key.tenant}; it is shown only now:")
-        print(text)
+        say(f"key {made['id']} for a {made['role']} of {made['tenant']}; it is shown only now:")
+        print(made["key"])
 
 
 @keys.command("list")
 def keys_list(ctx: typer.Context, json: flags.Json = False) -> None:
-    """The keys there are; not their secrets, which nobody has."""
+    """The keys there are; not their secrets, which nobody has. With --server, those of your own tenant."""
     settings = _settings(ctx)
-    from dataclasses import asdict
-
-    from ratchet.bootstrap import open_desk
     from ratchet.cli.work import print_json
 
-    found = open_desk(settings).keys.list()
+    found = place(settings, "house").keys(settings)
     if json:
-        print_json([asdict(key) for key in found])
+        print_json(found)
         return
     for key in found:
-        end = f"revoked {key.revoked_at}" if key.revoked_at else f"until {key.expires_at or 'revoked'}"
-        print(f"{key.id}  {key.role:<10} {key.tenant:<16} {key.name:<20} {end}")
+        end = f"revoked {key['revoked_at']}" if key["revoked_at"] else f"until {key['expires_at'] or 'revoked'}"
+        print(f"{key['id']}  {key['role']:<10} {key['tenant']:<16} {key['name']:<20} {end}")
 
 
 @keys.command("revoke")
@@ -123,11 +103,8 @@ def keys_revoke(
 ) -> None:
     """Take a key back, at once and for good."""
     settings = _settings(ctx)
-    from ratchet.bootstrap import open_desk
-    from ratchet.service.serve import here
-
-    key = open_desk(settings).keys.revoke(here("ratchet keys"), identity)
-    say(f"key {key.id} was revoked at {key.revoked_at}")
+    key = place(settings, "house").revoke_key(identity, settings)
+    say(f"key {key['id']} was revoked at {key['revoked_at']}")
 
 
 @audit.command("verify")
@@ -138,16 +115,16 @@ def audit_verify(
 ) -> None:
     """Check that no entry was edited, removed or moved; ends with 1, naming the first that was.
 
-    Note the hash it prints down elsewhere: with --expect it shows that the trail was not rewritten as a whole.
+    Note the hash it prints down elsewhere: with --expect it shows that the trail was not rewritten as a whole. With
+    --server it is the hash of your tenant's newest entry, which binds all that came before it.
     """
     settings = _settings(ctx)
-    from dataclasses import asdict
-
-    from ratchet.bootstrap import open_desk
     from ratchet.cli.work import print_json
 
-    head = open_desk(settings).audit.verify(expected=expect)
+    newest = place(settings, "house").verify_trail(expect, settings)
     if json:
-        print_json({"holds": True, **asdict(head)})
+        print_json(newest)
+    elif newest["hash"] is None:
+        print("holds; your tenant has no entry yet")
     else:
-        print(f"holds: {head.number} entries, the newest is {head.hash}")
+        print(f"holds: entry {newest['number']} is the newest, with the hash {newest['hash']}")

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json as json_
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,14 +24,24 @@ Webhook = Annotated[str, typer.Argument(metavar="ID", help="From `ratchet webhoo
 Schedule = Annotated[str, typer.Argument(metavar="ID", help="From `ratchet schedules list`.")]
 
 
-def _desk(ctx: typer.Context, tenant: str, command: str) -> tuple[Any, Any]:
+@contextmanager
+def _house(ctx: typer.Context, tenant: str, command: str) -> Iterator[Any]:
+    """What is asked: a server through its client, or the desk on this machine in the same words."""
     settings = _settings(ctx)
     from dataclasses import replace
 
+    if settings.server:
+        from ratchet.cli import remote
+
+        remote.check_tenant(tenant)
+        with remote.client_of(settings) as client:
+            yield client
+        return
     from ratchet.bootstrap import open_desk
+    from ratchet.cli.telling_here import DeskHere
     from ratchet.service.serve import here
 
-    return open_desk(settings), replace(here(f"ratchet {command}"), tenant=tenant)
+    yield DeskHere(desk=open_desk(settings), actor=replace(here(f"ratchet {command}"), tenant=tenant))
 
 
 @webhooks.command("add")
@@ -41,78 +55,73 @@ def webhooks_add(
     json: flags.Json = False,
 ) -> None:
     """Have events sent to an address from now on, and show once the secret that signs them."""
-    desk, actor = _desk(ctx, tenant, "webhooks")
-    from dataclasses import asdict
-
     from ratchet.cli.work import print_json
     from ratchet.listeners import EVERYTHING
 
-    webhook, secret = desk.listeners.add(actor, url=url, types=event or EVERYTHING)
+    with _house(ctx, tenant, "webhooks") as house:
+        webhook = house.add_webhook(url, events=event or EVERYTHING)
     if json:
-        print_json({**asdict(webhook), "secret": secret})
+        print_json(webhook)
     else:
-        say(f"webhook {webhook.id} sends {', '.join(webhook.types)}; its secret is shown only now:")
-        print(secret)
+        say(f"webhook {webhook['id']} sends {', '.join(webhook['events'])}; its secret is shown only now:")
+        print(webhook["secret"])
 
 
 @webhooks.command("list")
 def webhooks_list(ctx: typer.Context, tenant: Tenant = "default", json: flags.Json = False) -> None:
     """The webhooks there are, the newest first, and how they are getting on."""
-    desk, actor = _desk(ctx, tenant, "webhooks")
-    from dataclasses import asdict
-
     from ratchet.cli.work import print_json
 
-    found = [webhook for _, webhook in desk.webhooks.page(actor.tenant, before=None, limit=500)]
+    with _house(ctx, tenant, "webhooks") as house:
+        found = [*house.webhooks()]
     if json:
-        print_json([asdict(webhook) for webhook in found])
+        print_json(found)
         return
-    for webhook in found:
-        failing = f"failing since {webhook.failing_since}: {webhook.error}" if webhook.failing_since else "well"
-        print(f"{webhook.id}  {webhook.url}  {f'paused: {webhook.reason}' if webhook.paused else failing}")
+    for each in found:
+        failing = f"failing since {each['failing_since']}: {each['error']}" if each["failing_since"] else "well"
+        how = f"paused: {each['reason']}" if each["paused"] else failing
+        print(f"{each['id']}  {each['url']}  {how}")
 
 
 @webhooks.command("remove")
 def webhooks_remove(ctx: typer.Context, identity: Webhook, tenant: Tenant = "default") -> None:
     """Send nothing more; its dead letters go with it."""
-    desk, actor = _desk(ctx, tenant, "webhooks")
-    desk.webhooks.remove(actor, identity)
+    with _house(ctx, tenant, "webhooks") as house:
+        house.remove_webhook(identity)
     say(f"webhook {identity} is removed")
 
 
 @webhooks.command("resume")
 def webhooks_resume(ctx: typer.Context, identity: Webhook, tenant: Tenant = "default") -> None:
     """Send again, from where it was paused."""
-    desk, actor = _desk(ctx, tenant, "webhooks")
-    desk.webhooks.resume(actor, identity)
+    with _house(ctx, tenant, "webhooks") as house:
+        house.resume_webhook(identity)
     say(f"webhook {identity} sends again")
 
 
 @webhooks.command("ping")
 def webhooks_ping(ctx: typer.Context, identity: Webhook, tenant: Tenant = "default") -> None:
     """Send one event now; ends with 1 when it does not arrive."""
-    desk, actor = _desk(ctx, tenant, "webhooks")
-    pong = desk.listeners.ping(actor, identity)
-    if not pong.delivered:
-        say(f"{pong.event} did not arrive: {pong.error}")
+    with _house(ctx, tenant, "webhooks") as house:
+        pong = house.ping_webhook(identity)
+    if not pong["delivered"]:
+        say(f"{pong['event']} did not arrive: {pong['error']}")
         raise typer.Exit(1)
-    print(f"{pong.event} arrived: {pong.status}")
+    print(f"{pong['event']} arrived: {pong['status']}")
 
 
 @webhooks.command("dead")
 def webhooks_dead(ctx: typer.Context, identity: Webhook, tenant: Tenant = "default", json: flags.Json = False) -> None:
     """The events that were given up, the newest first; at most 500."""
-    desk, actor = _desk(ctx, tenant, "webhooks")
-    from dataclasses import asdict
-
     from ratchet.cli.work import print_json
 
-    found = desk.webhooks.dead(actor.tenant, identity, limit=500)
+    with _house(ctx, tenant, "webhooks") as house:
+        found = [*islice(house.dead_letters(identity), 500)]
     if json:
-        print_json([asdict(dead) for dead in found])
+        print_json(found)
         return
     for dead in found:
-        print(f"{dead.event}  {dead.type}  {dead.attempts} tries until {dead.at}: {dead.error}")
+        print(f"{dead['event']}  {dead['type']}  {dead['attempts']} tries until {dead['at']}: {dead['error']}")
 
 
 @webhooks.command("redeliver")
@@ -123,8 +132,8 @@ def webhooks_redeliver(
     tenant: Tenant = "default",
 ) -> None:
     """Have a worker try dead letters again."""
-    desk, actor = _desk(ctx, tenant, "webhooks")
-    count = desk.webhooks.redeliver(actor, identity, event)
+    with _house(ctx, tenant, "webhooks") as house:
+        count = house.redeliver(identity, event=event)["events"]
     say(f"{count} {'event is' if count == 1 else 'events are'} tried again")
 
 
@@ -136,64 +145,58 @@ def schedules_add(
     json: flags.Json = False,
 ) -> None:
     """Have a cycle, or one optimization, begun by the clock."""
-    desk, actor = _desk(ctx, tenant, "schedules")
-    from pydantic import ValidationError
-
     from ratchet.cli.work import print_json
-    from ratchet.service.routes.cycles import ScheduleBody, ScheduleOut
 
     try:
-        body = ScheduleBody.model_validate_json(file.read_bytes())
+        body = json_.loads(file.read_bytes())
     except OSError as error:
         raise BadRequest(f"{file} cannot be read: {error.strerror}") from error
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise BadRequest(f"{file}: {'.'.join(map(str, first['loc'])) or 'it'}: {first['msg']}") from error
-    schedule = desk.batch.add(
-        actor, body.orders(), name=body.name, cron=body.cron, timezone=body.timezone, overlap=body.overlap
-    )
-    out = ScheduleOut.of(schedule, desk)
+    except ValueError as error:
+        raise BadRequest(f"{file} is no JSON: {error}") from error
+    if not isinstance(body, dict):
+        raise BadRequest(f"{file} is no JSON object")
+    with _house(ctx, tenant, "schedules") as house:
+        schedule = house.add_schedule(**body)
     if json:
-        print_json(out.model_dump())
+        print_json(schedule)
     else:
-        print(f"{out.id} begins {out.optimizations} optimizations, next at {out.next_at}")
+        print(f"{schedule['id']} begins {schedule['optimizations']} optimizations, next at {schedule['next_at']}")
 
 
 @schedules.command("list")
 def schedules_list(ctx: typer.Context, tenant: Tenant = "default", json: flags.Json = False) -> None:
     """The schedules there are, the newest first, and what came of them last."""
-    desk, actor = _desk(ctx, tenant, "schedules")
     from ratchet.cli.work import print_json
-    from ratchet.service.routes.cycles import ScheduleOut
 
-    page = desk.batch.schedules.page(actor.tenant, before=None, limit=500)
-    found = [ScheduleOut.of(schedule, desk) for _, schedule in page]
+    with _house(ctx, tenant, "schedules") as house:
+        found = [*house.schedules()]
     if json:
-        print_json([each.model_dump() for each in found])
+        print_json(found)
         return
     for each in found:
-        print(f"{each.id}  {each.cron} {each.timezone}  next at {each.next_at or 'never: paused'}  {each.outcome}")
+        at = each["next_at"] or "never: paused"
+        print(f"{each['id']}  {each['cron']} {each['timezone']}  next at {at}  {each['outcome']}")
 
 
 @schedules.command("remove")
 def schedules_remove(ctx: typer.Context, identity: Schedule, tenant: Tenant = "default") -> None:
     """Begin no more cycles; those that were begun go on."""
-    desk, actor = _desk(ctx, tenant, "schedules")
-    desk.batch.remove(actor, identity)
+    with _house(ctx, tenant, "schedules") as house:
+        house.remove_schedule(identity)
     say(f"schedule {identity} is removed")
 
 
 @schedules.command("pause")
 def schedules_pause(ctx: typer.Context, identity: Schedule, tenant: Tenant = "default") -> None:
     """Begin no cycles for now."""
-    desk, actor = _desk(ctx, tenant, "schedules")
-    desk.batch.switch(actor, identity, paused=True)
+    with _house(ctx, tenant, "schedules") as house:
+        house.pause_schedule(identity)
     say(f"schedule {identity} is paused")
 
 
 @schedules.command("resume")
 def schedules_resume(ctx: typer.Context, identity: Schedule, tenant: Tenant = "default") -> None:
     """Go on with the next time."""
-    desk, actor = _desk(ctx, tenant, "schedules")
-    schedule = desk.batch.switch(actor, identity, paused=False)
-    say(f"schedule {identity} comes next at {desk.batch.next_at(schedule)}")
+    with _house(ctx, tenant, "schedules") as house:
+        schedule = house.resume_schedule(identity)
+    say(f"schedule {identity} comes next at {schedule['next_at']}")

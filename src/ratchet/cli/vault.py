@@ -7,30 +7,29 @@ from typing import Annotated, Any
 import typer
 
 from ratchet.cli import flags
-from ratchet.cli.begin import begin
+from ratchet.cli.begin import begin, place
 from ratchet.cli.errors import say
 
 vault = typer.Typer(no_args_is_help=True, help="The keys that what is stored is encrypted under.")
 
 
-def _opened(ctx: typer.Context, name: str) -> tuple[Any, Any, Any, Any]:
-    """Settings, archive, audit trail, and whoever sits at this machine."""
+def _opened(settings: Any, name: str) -> tuple[Any, Any, Any]:
+    """Archive, audit trail, and whoever sits at this machine."""
     from datetime import UTC, datetime
 
     from ratchet.bootstrap import open_archive
     from ratchet.core.access import Actor
     from ratchet.storage.audit import Audit
 
-    settings = begin(ctx)
     archive = open_archive(settings)
     actor = Actor(name=name, tenant="default", role="admin", origin="this machine")
-    return settings, archive, Audit(archive, clock=lambda: datetime.now(UTC)), actor
+    return archive, Audit(archive, clock=lambda: datetime.now(UTC)), actor
 
 
 def _rotation(ctx: typer.Context) -> tuple[Any, Any]:
     from ratchet.storage.rotation import Rotation
 
-    _, archive, audit, actor = _opened(ctx, "ratchet vault")
+    archive, audit, actor = _opened(begin(ctx), "ratchet vault")
     return Rotation(archive, audit), actor
 
 
@@ -87,15 +86,22 @@ def delete(ctx: typer.Context, identity: flags.Identity) -> None:
     """Erase an optimization for good: its data, prompts, replies and files in RATCHET_HOME.
 
     Its data key is destroyed, so that copies of the database are unreadable too, where they are without that key. Files
-    written with --out are yours, and stay.
+    written with --out are yours, and stay. With --server it takes an operator.
     """
-    settings, archive, audit, actor = _opened(ctx, "ratchet delete")
+    settings = begin(ctx)
+    found = place(settings, "vault").erase(identity, settings)
+    say(f"{found} is erased; the audit trail tells that it was")
+
+
+def erase(identity: str, settings: Any) -> str:
+    """The id of an optimization in the database here, which is erased."""
     from dataclasses import replace
 
     from ratchet.storage.erasure import Eraser
     from ratchet.storage.shelf import Shelf
 
+    archive, audit, actor = _opened(settings, "ratchet delete")
     eraser = Eraser(archive, audit, Shelf(archive, audit), runs=settings.home / "runs")
-    found = archive.identity(identity)
+    found = str(archive.identity(identity))
     eraser.optimization(replace(actor, tenant=eraser.tenant_of(found) or actor.tenant), found)
-    say(f"{found} is erased; the audit trail tells that it was")
+    return found

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -143,28 +143,45 @@ def evaluate(
     options: Options, *, data: Path, limit: int | None, out: Path | None, as_json: bool, settings: Settings
 ) -> None:
     """One program on one file."""
-    from ratchet.measure import begin, to_json, write_rows
+    from ratchet.measure import begin, row_json
+    from ratchet.programs.datasets import read_rows
 
     archive = open_archive(settings)
     progress = Progress(
         Console(stderr=True), max_calls=options.max_calls, max_seconds=options.max_minutes * 60, best="mean so far"
     )
     with progress:
-        measurement = begin(options, data, settings, archive, limit=limit, emit=progress)
+        measurement = begin(options, read_rows(data), settings, archive, file=data, limit=limit, emit=progress)
         run = measurement.run
         progress.watch(lambda: run.gateway.calls, lambda: run.spend().usd, spent_seconds=0.0)
         progress.tell(f"evaluation {run.id}: {len(measurement.examples)} examples")
         with stopping(run.cancel, lambda: setattr(progress, "stopping", True)):
             rows = measurement.execute()
+    tell_evaluation(measurement.summary(rows), [row_json(row) for row in rows], out=out, as_json=as_json)
+
+
+def tell_evaluation(
+    summary: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], *, out: Path | None, as_json: bool
+) -> None:
+    """What was measured, and its rows in a file where one is named."""
+    from ratchet.engine.report import Measure, Side
+    from ratchet.measure import MEASURES, write_rows
+
     if out is not None:
         write_rows(out, rows)
     if as_json:
-        print_json(to_json(measurement, rows))
-    else:
-        render.show(render.side_view(measurement.side(rows), n=len(rows), title=f"{len(rows)} examples"))
-        spend = run.spend()
-        usd = "unknown dollars" if spend.usd is None else render.usd(spend.usd)
-        say(f"{spend.calls} calls, {usd}; stored as {run.id}" + (f"; rows in {out}" if out else ""))
+        print_json({**summary, "rows": rows})
+        return
+    measures = {
+        name: Measure(
+            mean=summary[name]["mean"], interval=summary[name]["interval"] and tuple(summary[name]["interval"])
+        )
+        for name in MEASURES
+    }
+    n, spend = summary["n"], summary["spend"]
+    render.show(render.side_view(Side(**measures, failures=summary["failures"]), n=n, title=f"{n} examples"))
+    usd = "unknown dollars" if spend["usd"] is None else render.usd(spend["usd"])
+    say(f"{spend['calls']} calls, {usd}; stored as {summary['evaluation_id']}" + (f"; rows in {out}" if out else ""))
 
 
 def compare(options: Options, names: Sequence[str], *, as_json: bool, settings: Settings) -> None:

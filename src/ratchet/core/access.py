@@ -7,7 +7,7 @@ from typing import Literal, get_args
 
 Role = Literal["viewer", "developer", "operator", "admin"]
 """A viewer reads; a developer also optimizes; an operator also promotes, erases, registers algorithms, and reads the
-audit trail and the metrics; an admin all."""
+audit trail and the metrics; an admin also makes and revokes keys."""
 
 ROLES: tuple[Role, ...] = get_args(Role)
 

@@ -10,7 +10,7 @@ from typing import Any
 BOOKKEEPING = ("done", "turn")
 """Events that only a resumed search reads: the order in which its replies came, the answers of a remote algorithm."""
 
-OUTCOMES: Mapping[str, str] = {"improved": "completed", "no_proven_gain": "completed", "declined": "completed"}
+OUTCOMES: Mapping[str, str] = dict.fromkeys(("improved", "no_proven_gain", "declined", "evaluated"), "completed")
 """What an optimization's last event is called, where that is not its status."""
 
 _PAST: Mapping[str, str] = {
@@ -20,6 +20,8 @@ _PAST: Mapping[str, str] = {
     "begin": "begun",
     "run": "run",
     "keep": "kept",
+    "forget": "forgotten",
+    "withdraw": "withdrawn",
 }
 
 
@@ -82,8 +84,8 @@ def type_of_event(kind: str, payload: Mapping[str, Any]) -> str:
 def type_of_action(action: str) -> str:
     """The type of an entry of the audit trail.
 
-    >>> type_of_action("dataset.create"), type_of_action("version.rollback"), type_of_action("key.revoke")
-    ('ratchet.dataset.created', 'ratchet.version.rolled_back', 'ratchet.key.revoked')
+    >>> type_of_action("dataset.create"), type_of_action("version.rollback"), type_of_action("algorithm.withdraw")
+    ('ratchet.dataset.created', 'ratchet.version.rolled_back', 'ratchet.algorithm.withdrawn')
     """
     thing, _, verb = action.partition(".")
     return f"ratchet.{thing}.{_PAST.get(verb) or verb + ('d' if verb.endswith('e') else 'ed')}"

@@ -88,4 +88,5 @@ def needs(role: Role) -> Any:
 Viewer = Annotated[Actor, needs("viewer")]
 Developer = Annotated[Actor, needs("developer")]
 Operator = Annotated[Actor, needs("operator")]
+Admin = Annotated[Actor, needs("admin")]
 TheDesk = Annotated[Desk, Depends(_desk)]

@@ -6,6 +6,7 @@ import base64
 import binascii
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Annotated, Any, Generic, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -89,48 +90,31 @@ def target_values(objectives: Sequence[ObjectiveBody]) -> tuple[tuple[str, float
     return tuple((each.metric, each.target_value) for each in objectives if each.target_value is not None)
 
 
-class ConstraintsBody(Body):
-    """Limits that are never passed, and what counts as a gain."""
+class LimitsBody(Body):
+    """Limits that are never passed."""
 
     max_optimization_time: Annotated[float, Field(gt=0, le=604800, description="Seconds.")] = 7200.0
-    min_improvement_threshold: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.05
     max_resource_usage: Annotated[float, Field(gt=0, le=1, description="Share of a worker's slots.")] = 0.2
     max_calls: Annotated[int | None, Field(gt=0, le=10_000_000)] = None
     max_usd: Positive | None = None
 
 
-class OptimizeBody(Body):
-    """A request to make a program better."""
+class ConstraintsBody(LimitsBody):
+    """Limits that are never passed, and what counts as a gain."""
 
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [
-                {
-                    "target": {"id": "sorter"},
-                    "data": "mails",
-                    "metric": "exact_match",
-                    "lm": "openai/gpt-4.1-mini",
-                    "constraints": {"max_calls": 400},
-                }
-            ]
-        }
-    )
+    min_improvement_threshold: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.05
+
+
+class WorkBody(Body):
+    """What running a program takes, whether it is made better or only measured."""
+
     target: TargetReference
-    data: Annotated[Text | None, Field(description="A data set: id, NAME or NAME@VERSION; split for you.")] = None
-    train: Text | None = None
-    validation: Text | None = None
-    test: Annotated[Text | None, Field(description="The sealed test.")] = None
     metric: Text = "exact_match"
     rubric: Annotated[
         str | None, Field(min_length=1, max_length=20000, description="What `llm_judge` grades by, in words.")
     ] = None
-    objectives: Annotated[list[ObjectiveBody], Field(min_length=1, max_length=4)] = [
-        ObjectiveBody(metric="quality_score")
-    ]
-    algorithms: Annotated[list[Text], Field(min_length=1, max_length=10)] = ["auto"]
-    constraints: ConstraintsBody = ConstraintsBody()
+    constraints: LimitsBody = LimitsBody()
     lm: Text | None = None
-    reflection_lm: Text | None = None
     judge_lm: Text | None = None
     lm_base: Annotated[Text | None, Field(description="An LM server from an operator's list.")] = None
     adapter: Literal["auto", "chat", "json", "xml"] = "auto"
@@ -140,7 +124,6 @@ class OptimizeBody(Body):
     fields: Annotated[dict[str, str], Field(description="Program field -> column of the data.")] = {}
     success_at: Positive = 1.0
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
-    force: bool = False
     priority: Annotated[int, Field(ge=1, le=1000, description="1 goes first.")] = 100
     lm_timeout: Annotated[float | None, Field(gt=0, le=3600, description="Seconds for one request.")] = None
     price: Annotated[
@@ -149,41 +132,17 @@ class OptimizeBody(Body):
     requests_per_minute: Positive | None = None
     tokens_per_minute: Positive | None = None
     share_replies: bool = True
-    tune_tools: bool = False
-    minimise: bool = True
-    max_prompt_tokens: Annotated[int | None, Field(gt=0, le=10_000_000)] = None
-    warm_start: bool = True
-    learn_from: Annotated[list[Text], Field(max_length=50, description="Ids of optimizations to learn from.")] = []
-    lessons_may_quote: bool = False
 
     def options(self) -> Options:
         """What the desk takes; the target is filled in there."""
         limits = self.constraints
         return Options(
             target="",
-            metric=self.metric,
-            rubric=self.rubric,
-            algorithms=tuple(self.algorithms),
-            lm=self.lm,
-            reflection_lm=self.reflection_lm,
-            judge_lm=self.judge_lm,
-            lm_base=self.lm_base,
-            adapter=self.adapter,
-            temperature=self.temperature,
-            max_tokens=self.max_tokens,
             max_calls=limits.max_calls,
             max_usd=limits.max_usd,
             max_minutes=limits.max_optimization_time / 60,
-            min_improvement=limits.min_improvement_threshold,
-            objectives=tuple((each.metric, each.weight) for each in self.objectives),
-            target_values=target_values(self.objectives),
             max_resource_usage=limits.max_resource_usage,
-            success_at=self.success_at,
-            seed=self.seed,
-            concurrency=self.concurrency,
-            force=self.force,
             fields=tuple(self.fields.items()),
-            learn_from=tuple(self.learn_from),
             **{name: getattr(self, name) for name in _AS_IT_IS},
         )
 
@@ -200,16 +159,81 @@ class OptimizeBody(Body):
             return spec.spec()
         raise BadRequest("give id or spec of the target, one of them", field="target")
 
+
+_AS_IT_IS = (
+    *("metric", "rubric", "lm", "judge_lm", "lm_base", "adapter", "temperature", "max_tokens", "success_at", "seed"),
+    *("concurrency", "lm_timeout", "price", "requests_per_minute", "tokens_per_minute", "share_replies"),
+)
+
+
+class EvaluateBody(WorkBody):
+    """A request to run a program on every example of a data set."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [{"target": {"id": "sorter"}, "data": "mails", "lm": "openai/gpt-4.1-mini", "limit": 50}]
+        }
+    )
+    data: Annotated[Text, Field(description="A data set: id, NAME or NAME@VERSION.")]
+    limit: Annotated[int | None, Field(ge=1, le=10_000_000, description="Take the first examples only.")] = None
+
+
+class OptimizeBody(WorkBody):
+    """A request to make a program better."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "target": {"id": "sorter"},
+                    "data": "mails",
+                    "metric": "exact_match",
+                    "lm": "openai/gpt-4.1-mini",
+                    "constraints": {"max_calls": 400},
+                }
+            ]
+        }
+    )
+    data: Annotated[Text | None, Field(description="A data set: id, NAME or NAME@VERSION; split for you.")] = None
+    train: Text | None = None
+    validation: Text | None = None
+    test: Annotated[Text | None, Field(description="The sealed test.")] = None
+    objectives: Annotated[list[ObjectiveBody], Field(min_length=1, max_length=4)] = [
+        ObjectiveBody(metric="quality_score")
+    ]
+    algorithms: Annotated[list[Text], Field(min_length=1, max_length=10)] = ["auto"]
+    constraints: ConstraintsBody = ConstraintsBody()
+    reflection_lm: Text | None = None
+    force: bool = False
+    tune_tools: bool = False
+    minimise: bool = True
+    max_prompt_tokens: Annotated[int | None, Field(gt=0, le=10_000_000)] = None
+    warm_start: bool = True
+    learn_from: Annotated[list[Text], Field(max_length=50, description="Ids of optimizations to learn from.")] = []
+    lessons_may_quote: bool = False
+
+    def options(self) -> Options:
+        """What the desk takes; the target is filled in there."""
+        return replace(
+            super().options(),
+            algorithms=tuple(self.algorithms),
+            reflection_lm=self.reflection_lm,
+            min_improvement=self.constraints.min_improvement_threshold,
+            objectives=tuple((each.metric, each.weight) for each in self.objectives),
+            target_values=target_values(self.objectives),
+            force=self.force,
+            tune_tools=self.tune_tools,
+            minimise=self.minimise,
+            max_prompt_tokens=self.max_prompt_tokens,
+            warm_start=self.warm_start,
+            learn_from=tuple(self.learn_from),
+            lessons_may_quote=self.lessons_may_quote,
+        )
+
     def sets(self) -> dict[str, str]:
         """What the desk takes."""
         given = {name: getattr(self, name) for name in ("data", "train", "validation", "test")}
         return {name: reference for name, reference in given.items() if reference is not None}
-
-
-_AS_IT_IS = (
-    *("lm_timeout", "price", "requests_per_minute", "tokens_per_minute", "share_replies", "tune_tools", "minimise"),
-    *("max_prompt_tokens", "warm_start", "lessons_may_quote"),
-)
 
 
 class OptimizationOut(BaseModel):

@@ -10,6 +10,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from ratchet.core.access import Actor
+from ratchet.core.errors import Missing
 from ratchet.programs.remote_algorithm import Address
 from ratchet.storage.audit import Audited
 from ratchet.storage.sql import SqlArchive
@@ -26,6 +27,7 @@ custom_algorithms = sa.Table(
     sa.Column("promises", sa.Text, nullable=False),
     sa.Column("created_at", sa.String(32), nullable=False),
     sa.Column("created_by", sa.String(200), nullable=False),
+    sa.Column("withdrawn_at", sa.String(32)),
 )
 
 
@@ -35,6 +37,7 @@ class Registered:
 
     Attributes:
         promises: What was found when it was registered: each promise of the contract, and whether it was kept.
+        withdrawn_at: Since when no new optimization can name it; None while one can.
     """
 
     name: str
@@ -42,12 +45,15 @@ class Registered:
     promises: Sequence[Mapping[str, Any]]
     created_at: str
     created_by: str
+    withdrawn_at: str | None
 
 
-def addresses(archive: SqlArchive, tenant: str) -> dict[str, Address]:
-    """The addresses that a tenant registered, by name."""
+def addresses(archive: SqlArchive, tenant: str, *, withdrawn: bool = False) -> dict[str, Address]:
+    """The addresses that a tenant registered, by name; with ``withdrawn``, also those it has withdrawn since."""
     archive.make(metadata)
     query = custom_algorithms.select().where(custom_algorithms.c.tenant == tenant)
+    if not withdrawn:
+        query = query.where(custom_algorithms.c.withdrawn_at.is_(None))
     with archive.transaction() as connection:
         return {row.name: Address(url=row.url, secret_env=row.secret_env) for row in connection.execute(query)}
 
@@ -67,11 +73,29 @@ class Algorithms(Audited):
             change.connection.execute(custom_algorithms.delete().where(this))
             values = {"name": name, "url": address.url, "secret_env": address.secret_env}
             more = {"promises": json.dumps([dict(each) for each in promises]), "created_by": actor.name}
-            row = {"tenant": actor.tenant, "created_at": change.now, **values, **more}
+            row = {"tenant": actor.tenant, "created_at": change.now, "withdrawn_at": None, **values, **more}
             change.connection.execute(custom_algorithms.insert().values(**row))
             was = None if before is None else {field: before[field] for field in values}
             change.note("algorithm.register", name, before=was, after=values)
         return _registered(row), before is None
+
+    def withdraw(self, actor: Actor, name: str) -> Registered:
+        """Have no new optimization name it; those that were begun with it go on, and the list still tells of it.
+
+        Raises:
+            Missing: this tenant registered none of this name.
+        """
+        with self._audit.change(actor) as change:
+            this = sa.and_(custom_algorithms.c.tenant == actor.tenant, custom_algorithms.c.name == name)
+            row = change.connection.execute(custom_algorithms.select().where(this)).mappings().first()
+            if row is None:
+                raise Missing(f"no algorithm is registered as {name!r}", value=name)
+            if row["withdrawn_at"] is not None:
+                return _registered(row)
+            change.connection.execute(custom_algorithms.update().where(this).values(withdrawn_at=change.now))
+            state = {field: row[field] for field in ("name", "url", "secret_env")}
+            change.note("algorithm.withdraw", name, before=state, after={**state, "withdrawn_at": change.now})
+        return _registered({**row, "withdrawn_at": change.now})
 
     def page(self, tenant: str, *, after: str, limit: int) -> list[Registered]:
         """What a tenant registered, by name, those whose names come after ``after``."""
@@ -88,4 +112,5 @@ def _registered(row: Mapping[str, Any] | sa.RowMapping) -> Registered:
         promises=json.loads(row["promises"]),
         created_at=row["created_at"],
         created_by=row["created_by"],
+        withdrawn_at=row["withdrawn_at"],
     )

@@ -161,8 +161,7 @@ class Audit:
         with self._archive.transaction() as connection:
             # Writing first takes the lock, so that nobody else reads the head before this is done.
             connection.execute(head.update().values(number=head.c.number))
-            row = connection.execute(sa.select(head.c.number, head.c.hash)).one()
-            yield Change(connection, actor, self._clock(), at=Head(number=row.number, hash=row.hash))
+            yield Change(connection, actor, self._clock(), at=_head(connection))
 
     def entries(self, tenant: str, *, before: int | None = None, limit: int = 50) -> list[Entry]:
         """A tenant's entries, the newest first, those numbered below ``before``."""
@@ -177,23 +176,37 @@ class Audit:
             expected: The hash of an entry that was noted down earlier; it must still be there.
 
         Raises:
-            TrailBroken: an entry was edited, removed, added or moved; the message says which.
+            TrailBroken: an entry was edited, removed, added or moved; the message and the value ``number`` say which.
         """
         number, previous, seen = 0, FIRST, expected is None
+        there = Head(number=number, hash=previous)
         with self._archive.transaction() as connection:
+            before = _head(connection)
             for row in connection.execute(trail.select().order_by(trail.c.number)).mappings():
                 number += 1
                 if row["number"] != number:
-                    raise TrailBroken(f"entry {number} of the audit trail is missing; the next one is {row['number']}")
+                    raise _broken(number, f"is missing; the next one is {row['number']}")
                 if row["previous"] != previous:
-                    raise TrailBroken(f"entry {number} of the audit trail does not follow on the one before it")
+                    raise _broken(number, "does not follow on the one before it")
                 if row["hash"] != _seal(dict(row)):
-                    raise TrailBroken(f"entry {number} of the audit trail was changed")
+                    raise _broken(number, "was changed")
                 previous = row["hash"]
                 seen = seen or previous == expected
-            last = connection.execute(sa.select(head.c.number, head.c.hash)).one()
-        if (last.number, last.hash) != (number, previous):
-            raise TrailBroken(f"the audit trail ends with entry {number}, and {last.number} were written")
+                if number <= before.number:
+                    there = Head(number=number, hash=previous)
+            last = _head(connection)  # others may have written meanwhile, and been read or not
+        if there != before or number > last.number:
+            told = f"the audit trail ends with entry {number}, and {last.number} were written"
+            raise TrailBroken(told, number=min(number, last.number) + 1)
         if not seen:
             raise TrailBroken(f"no entry of the audit trail has the hash {expected}")
         return Head(number=number, hash=previous)
+
+
+def _head(connection: sa.Connection) -> Head:
+    row = connection.execute(sa.select(head.c.number, head.c.hash)).one()
+    return Head(number=row.number, hash=row.hash)
+
+
+def _broken(number: int, how: str) -> TrailBroken:
+    return TrailBroken(f"entry {number} of the audit trail {how}", number=number)

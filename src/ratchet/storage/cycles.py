@@ -167,12 +167,12 @@ class Cycles(Audited):
             return self._cycle(change.connection, actor.tenant, identity)
 
     def join(self, identity: str, position: int, optimization: str) -> None:
-        """Have an optimization in a cycle; a second time changes nothing."""
+        """Have an optimization at a place in a cycle, where one that was erased may have been."""
         values = {"cycle": identity, "position": position, "optimization": optimization}
         with self._archive.transaction() as connection:
             this = (members.c.cycle == identity, members.c.position == position)
-            if connection.execute(sa.select(members.c.position).where(*this)).first() is None:
-                connection.execute(members.insert().values(**values))
+            connection.execute(members.delete().where(*this))
+            connection.execute(members.insert().values(**values))
 
     def find(self, tenant: str, identity: str) -> Cycle:
         """One cycle of a tenant.

@@ -154,6 +154,15 @@ class Eraser:
         self._kept(actor, SPEC, "target", reference, action)
         self._archive.scrub()
 
+    def lesson(self, actor: Actor, identity: str, *, action: str = "lesson.forget") -> None:
+        """Erase a lesson; what it taught others stays with them.
+
+        Raises:
+            Missing: the actor's tenant has none with this id.
+        """
+        self._erase_lesson(actor, identity, action=action)
+        self._archive.scrub()
+
     def optimizations_on(self, tenant: str, dataset: str) -> list[str]:
         """Ids of the tenant's optimizations that were given rows of a version of a data set.
 
@@ -223,8 +232,10 @@ class Eraser:
     def _erase_lesson(self, actor: Actor, identity: str, *, action: str) -> None:
         this = sa.and_(lessons.c.tenant == actor.tenant, lessons.c.id == identity)
         with self._audit.change(actor) as change:
-            if change.connection.execute(lessons.delete().where(this)).rowcount:
-                change.note(action, f"lesson {identity}", before={"id": identity})
+            if not change.connection.execute(lessons.delete().where(this)).rowcount:
+                raise Missing(f"there is no lesson {identity!r}", value=identity)
+            what = identity if action.startswith("lesson.") else f"lesson {identity}"
+            change.note(action, what, before={"id": identity})
 
     # --- within a transaction ----------------------------------------------------------------------------------------
 

@@ -82,8 +82,8 @@ class Keys(Audited):
             raise BadRequest(f"role is {role!r}; choose from {', '.join(ROLES)}", field="role")
         if not TENANT.fullmatch(tenant):
             raise BadRequest(f"tenant is {tenant!r}; give letters, digits, - and _, at most 64", field="tenant")
-        if not name or len(name) > 100:
-            raise BadRequest(f"name is {name!r}; give 1 to 100 characters", field="name")
+        if not name or len(name) > 100 or not name.isprintable():
+            raise BadRequest(f"name is {name!r}; give 1 to 100 characters that can be printed", field="name")
         if requests_per_minute is not None and requests_per_minute < 1:
             raise BadRequest(f"rate is {requests_per_minute}; give at least 1 request a minute", field="rate")
         identity, secret = secrets.token_hex(6), secrets.token_urlsafe(32)
@@ -119,16 +119,22 @@ class Keys(Audited):
         expired = key.expires_at is not None and key.expires_at <= now.astimezone(UTC).isoformat()
         return None if expired or key.revoked_at is not None else key
 
-    def list(self, *, tenant: str | None = None) -> list[Key]:
-        """All keys, the oldest first; those of one tenant when it is named."""
-        query = api_keys.select().order_by(api_keys.c.created_at, api_keys.c.id)
+    def list(
+        self, *, tenant: str | None = None, after: tuple[str, str] | None = None, limit: int | None = None
+    ) -> list[Key]:
+        """All keys, the oldest first, those younger than ``after`` (time and id); of one tenant when it is named."""
+        query = api_keys.select().order_by(api_keys.c.created_at, api_keys.c.id).limit(limit)
         if tenant is not None:
             query = query.where(api_keys.c.tenant == tenant)
+        if after is not None:
+            at, identity = after
+            younger = sa.and_(api_keys.c.created_at == at, api_keys.c.id > identity)
+            query = query.where(sa.or_(api_keys.c.created_at > at, younger))
         with self._archive.transaction() as connection:
             return [_key(row) for row in connection.execute(query).mappings()]
 
-    def revoke(self, actor: Actor, identity: str) -> Key:
-        """Take a key back, at once and for good.
+    def revoke(self, actor: Actor, identity: str, *, tenant: str | None = None) -> Key:
+        """Take a key back, at once and for good; only one of this tenant when it is named.
 
         Raises:
             Missing: there is no such key.
@@ -136,8 +142,8 @@ class Keys(Audited):
         with self._audit.change(actor) as change:
             this = api_keys.c.id == identity
             row = change.connection.execute(api_keys.select().where(this)).mappings().first()
-            if row is None:
-                raise Missing(f"there is no key {identity!r}; `ratchet keys list` shows them")
+            if row is None or tenant not in (None, row["tenant"]):
+                raise Missing(f"there is no key {identity!r}; `ratchet keys list` shows them", value=identity)
             if row["revoked_at"] is None:
                 change.connection.execute(api_keys.update().where(this).values(revoked_at=change.now))
                 before = {name: row[name] for name in Key.__dataclass_fields__}

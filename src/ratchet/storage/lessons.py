@@ -29,6 +29,11 @@ LESSON = Texts(lessons, "lesson", at=("id",), of="tenant", owner="lessons")
 """All lessons of a tenant are under one key."""
 
 
+def place_of(lesson: Lesson) -> tuple[str, str]:
+    """Where a lesson stands among those of its tenant: time and id."""
+    return lesson.created_at.isoformat(), lesson.id
+
+
 @dataclass
 class MemoryLessons:
     """Lessons for as long as the process lives."""
@@ -39,10 +44,11 @@ class MemoryLessons:
         """Keep a lesson; one with the same id and tenant is replaced."""
         self.kept[lesson.tenant, lesson.id] = lesson
 
-    def lessons(self, tenant: str, *, limit: int = 500) -> list[Lesson]:
-        """The newest first."""
+    def lessons(self, tenant: str, *, limit: int = 500, before: tuple[str, str] | None = None) -> list[Lesson]:
+        """The newest first, those older than ``before`` (time and id)."""
         own = [each for each in self.kept.values() if each.tenant == tenant]
-        return sorted(own, key=lambda each: (each.created_at, each.id), reverse=True)[:limit]
+        older = [each for each in own if before is None or place_of(each) < before]
+        return sorted(older, key=place_of, reverse=True)[:limit]
 
     def find(self, lesson_id: str, tenant: str) -> Lesson:
         """One lesson; a unique beginning of its id will do."""
@@ -83,9 +89,13 @@ class SqlLessons:
             connection.execute(lessons.delete().where(_this(lesson.id, lesson.tenant)))
             connection.execute(lessons.insert().values(**LESSON.hide(box, values)))
 
-    def lessons(self, tenant: str, *, limit: int = 500) -> list[Lesson]:
-        """The newest first."""
+    def lessons(self, tenant: str, *, limit: int = 500, before: tuple[str, str] | None = None) -> list[Lesson]:
+        """The newest first, those older than ``before`` (time and id)."""
         query = lessons.select().where(lessons.c.tenant == tenant)
+        if before is not None:
+            at, identity = before
+            older = sa.and_(lessons.c.created_at == at, lessons.c.id < identity)
+            query = query.where(sa.or_(lessons.c.created_at < at, older))
         query = query.order_by(lessons.c.created_at.desc(), lessons.c.id.desc()).limit(limit)
         with self._archive.transaction() as connection:
             return self._shown(connection, query)

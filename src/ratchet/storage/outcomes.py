@@ -49,6 +49,8 @@ def outcomes(archive: SqlArchive, tenant: str, *, since: str, until: str, target
         for texts in (REQUEST, RESULT):
             rows = archive.shown(connection, texts, rows)
         for row in rows:
+            if row["request"].get("kind") == "evaluation":  # it was no optimization
+                continue
             cost, result = costs.get(row["id"]), row["result"]
             found.append(
                 Outcome(

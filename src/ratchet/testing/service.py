@@ -14,7 +14,10 @@ from fastapi.testclient import TestClient
 
 from ratchet.bootstrap import open_archive
 from ratchet.core.access import Actor, Role
+from ratchet.core.features import TaskFeatures
+from ratchet.core.lesson import Lesson
 from ratchet.desk import Desk
+from ratchet.programs.remote_algorithm import Address
 from ratchet.service.app import create_app
 from ratchet.settings import Settings
 from ratchet.storage.cycles import Schedule
@@ -80,6 +83,13 @@ def actor(role: Role = "admin", *, tenant: str = "default") -> Actor:
 def data(n: int = 60) -> bytes:
     """The stub LM's own task, as JSON lines."""
     return "".join(json.dumps(row) + "\n" for row in rows(n)).encode()
+
+
+def a_lesson(identity: str, *, at: datetime, tenant: str = "default", **more: Any) -> Lesson:
+    """What an optimization taught."""
+    task = TaskFeatures(train=4, validation=2, predictors=1, output="text", inputs=("q",), outputs=("a",), headroom=0.5)
+    values: dict[str, Any] = {"features": task, "status": "improved", "warm_start": "on", **more}
+    return Lesson(id=identity, tenant=tenant, created_at=at, **values)
 
 
 def request(base: str = BASE, **more: Any) -> dict[str, Any]:
@@ -167,6 +177,16 @@ def _target(house: House) -> list[str]:
     return [kept.json()["id"], "sorter", "sorter@1"]
 
 
+def _algorithm(house: House) -> list[str]:
+    house.desk.algorithms.register(actor(), "climb", Address(url="https://algorithms.invalid/climb"), [])
+    return ["climb"]
+
+
+def _lesson(house: House) -> list[str]:
+    house.desk.lessons.keep(a_lesson("c0ffee123456", at=house.clock.now))
+    return ["c0ffee123456"]
+
+
 def _order(house: House) -> dict[str, Any]:
     house.upload()
     return request()
@@ -184,6 +204,9 @@ MAKERS: Mapping[str, Callable[[House], list[str]]] = {
     "targets": _target,
     "versions": lambda house: [house.version()],
     "experiments": lambda house: [house.experiment()],
+    "algorithms/custom": _algorithm,
+    "lessons": _lesson,
+    "keys": lambda house: [_made(house, "keys", name="ci")],
     "webhooks": lambda house: [_made(house, "webhooks", url="https://hooks.invalid/ratchet")],
     "cycles": lambda house: [_made(house, "cycles", optimizations=[_order(house)])],
     "schedules": lambda house: [_made(house, "schedules", cron="30 2 * * mon", optimization=_order(house))],

@@ -116,8 +116,8 @@ def begin_worker(settings: Settings) -> subprocess.Popen[str]:
 class ServingThread:
     """A service without a worker, on a free port, in a thread of this process."""
 
-    def __init__(self, folder: Path) -> None:
-        self.desk = desk_in(folder, queue=RecordingQueue(), clock=Clock())
+    def __init__(self, folder: Path, **settings: Any) -> None:
+        self.desk = desk_in(folder, queue=RecordingQueue(), clock=Clock(), **settings)
         _, self.key = self.desk.keys.create(actor(), name="tests", tenant="default", role="operator")
         self.port = 0
 

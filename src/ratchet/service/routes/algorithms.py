@@ -51,11 +51,15 @@ class RegisteredOut(BaseModel):
     promises: list[PromiseOut]
     created_at: str
     created_by: str
+    withdrawn_at: Annotated[
+        str | None, Field(description="Since when no new optimization can name it; null while one can.")
+    ]
 
     @classmethod
     def of(cls, found: Registered) -> RegisteredOut:
         """As JSON."""
-        known: dict[str, Any] = {name: getattr(found, name) for name in ("name", "created_at", "created_by")}
+        names = ("name", "created_at", "created_by", "withdrawn_at")
+        known: dict[str, Any] = {name: getattr(found, name) for name in names}
         promises = [PromiseOut(**promise) for promise in found.promises]
         return cls(url=found.address.url, secret_env=found.address.secret_env, promises=promises, **known)
 
@@ -88,8 +92,14 @@ def register(body: NewAlgorithm, response: Response, desk: TheDesk, actor: Opera
 
 @router.get("/algorithms/custom")
 def registered(desk: TheDesk, actor: Viewer, cursor: Cursor = None, limit: Limit = 50) -> schemas.Page[RegisteredOut]:
-    """The algorithms that operators of this tenant registered, by name."""
+    """The algorithms that operators of this tenant registered, by name, with those that were withdrawn."""
     after = "" if cursor is None else schemas.of_cursor(cursor, 1)[0]
     found = desk.algorithms.page(actor.tenant, after=after, limit=limit)
     more = schemas.to_cursor(found[-1].name) if len(found) == limit else None
     return schemas.Page(items=[RegisteredOut.of(each) for each in found], next=more)
+
+
+@router.delete("/algorithms/custom/{name}")
+def withdraw(name: str, desk: TheDesk, actor: Operator) -> RegisteredOut:
+    """Have no new optimization name it; those that were begun with it go on, and the list still tells of it."""
+    return RegisteredOut.of(desk.algorithms.withdraw(actor, name))

@@ -40,11 +40,36 @@ def optimize(
     return schemas.OptimizationOut.of(job)
 
 
+@router.post("/evaluations", status_code=202)
+def evaluate(
+    body: schemas.EvaluateBody,
+    response: Response,
+    desk: TheDesk,
+    actor: Developer,
+    repeat_key: RepeatKey = None,
+) -> schemas.OptimizationOut:
+    """Begin to run a program on every example of a data set, without a search.
+
+    It stands in the queue and among the optimizations; what is asked of one under its id is answered for it too.
+    """
+    job = desk.evaluate(
+        actor,
+        body.options(),
+        target=body.chosen_target(),
+        data=body.data,
+        limit=body.limit,
+        priority=body.priority,
+        repeat_key=repeat_key,
+    )
+    response.headers["Location"] = f"{PREFIX}/optimizations/{job.id}"
+    return schemas.OptimizationOut.of(job)
+
+
 @router.get("/optimizations")
 def optimizations(
     desk: TheDesk, actor: Viewer, cursor: Cursor = None, limit: Limit = 50, status: Status | None = None
 ) -> schemas.Page[schemas.OptimizationOut]:
-    """Optimizations, the newest first."""
+    """Optimizations and evaluations, the newest first."""
     before = None
     if cursor is not None:
         at, identity = schemas.of_cursor(cursor, 2)
@@ -159,3 +184,4 @@ def _file(name: str, media_type: str, what: str) -> None:
 _file("certificate", "application/json", "The signed certificate; `ratchet verify` checks it.")
 _file("program", "application/json", "The program to use from now on; plain `dspy.Module.load` reads it.")
 _file("report", "text/html", "The report, for people.")
+_file("rows", "application/x-ndjson", "Of an evaluation: what came of each example, one per line.")

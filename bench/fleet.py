@@ -240,6 +240,7 @@ def main() -> int:
     parser.add_argument("--postgres", action="store_true", help="PostgreSQL and two workers")
     parser.add_argument("--quick", action="store_true", help="5 and 25")
     given = parser.parse_args()
+    parser.set_defaults(postgres=given.postgres)  # a bench of its own, and not a part of one
     size = size_of(parser, given)
     sizes = [5, 25] if given.quick else given.sizes
     found = []

@@ -25,6 +25,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from bench.child import in_child
 from bench.sheet import Bar, Spread, conclude, say, size_of, table
 from bench.stub import StubProcess
 from ratchet.begin import new_run, resumed_run
@@ -107,22 +108,14 @@ def _resident_mb() -> float:
 def evaluations(stub: StubProcess, candidates: int) -> dict[str, Any]:
     """Megabytes of the process that made the evaluations, and of one that goes on with them."""
     with tempfile.TemporaryDirectory() as home:
-        first = _child(Work(base=stub.base(), home=home, candidates=candidates))
+        first = in_child("bench.memory", Work(base=stub.base(), home=home, candidates=candidates))
         with closing(sqlite3.connect(Path(home) / "ratchet.db")) as connection:
             lengths = "length(sealed) + length(replies)"
             stored, size = connection.execute(f"SELECT count(*), avg({lengths}) FROM evaluations").fetchone()
-        again = _child(Work(base=stub.base(), home=home, candidates=candidates, resumes=first["id"]))
+        resumed = Work(base=stub.base(), home=home, candidates=candidates, resumes=first["id"])
+        again = in_child("bench.memory", resumed)
     say(f"  {stored} evaluations of {size:.0f} bytes: {first['peak_mb']:.0f} MB; resumed {again['peak_mb']:.0f} MB")
     return {"evaluations": stored, "bytes_each": size, "first": first, "resumed": again}
-
-
-def _child(work: Work) -> dict[str, Any]:
-    command = [sys.executable, "-m", "bench.memory", "--child", json.dumps(asdict(work))]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise SystemExit(f"a process failed; the last it said: {done.stderr[-3000:]}")
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return found
 
 
 def start_up(stub: StubProcess) -> float:

@@ -18,9 +18,7 @@ import asyncio
 import gc
 import json
 import logging
-import os
 import sqlite3
-import subprocess
 import sys
 import tempfile
 import time
@@ -32,6 +30,7 @@ from typing import Any
 import aiohttp
 import dspy
 
+from bench.child import in_child
 from bench.sheet import Bar, Spread, conclude, say, size_of, table
 from bench.stub import StubProcess
 from ratchet.begin import new_run
@@ -219,13 +218,9 @@ def measure_bare(work: Work) -> Found:
 
 def measure(work: Work) -> Found:
     """What a process of its own measures."""
-    command = [sys.executable, "-m", "bench.throughput", "--child", json.dumps(asdict(work))]
     with tempfile.TemporaryDirectory() as cache:
-        environment = {**os.environ, "DSPY_CACHEDIR": cache, "LITELLM_LOCAL_MODEL_COST_MAP": "true"}
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise SystemExit(f"{work.side} failed on {work.program}; the last it said: {done.stderr[-3000:]}")
-    found = Found(**json.loads(done.stdout.splitlines()[-1]))
+        environment = {"DSPY_CACHEDIR": cache, "LITELLM_LOCAL_MODEL_COST_MAP": "true"}
+        found = Found(**in_child("bench.throughput", work, **environment))
     say(f"  {work.program:10} {work.side:6} {work.threads:2} at once: {found.cpu_ms:.3f} ms CPU a run")
     return found
 

@@ -24,8 +24,6 @@ import contextlib
 import json
 import logging
 import math
-import os
-import subprocess
 import sys
 import tempfile
 import time
@@ -38,6 +36,7 @@ from typing import Any
 import dspy
 
 import ratchet
+from bench.child import in_child
 from bench.sheet import Bar, Spread, conclude, say, size_of, table
 from bench.stub import StubProcess, Weather
 from ratchet.core.statistics import Comparison, compare_paired
@@ -222,18 +221,13 @@ def ours(work: Work) -> Found:
 def run(work: Work, stub: StubProcess) -> dict[str, Any]:
     """What a process of its own did, with what the stub saw of it."""
     stub.reset()
-    command = [sys.executable, "-m", "bench.wallclock", "--child", json.dumps(asdict(work))]
     with tempfile.TemporaryDirectory() as folder:
         environment = {
-            **os.environ,
             "DSPY_CACHEDIR": str(Path(folder) / "cache"),
             "RATCHET_HOME": str(Path(folder) / "home"),
             "RATCHET_MLFLOW": "false",  # DSPy's side tracks nothing either
         }
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise SystemExit(f"{work.optimizer} failed; the last it said: {done.stderr[-3000:]}")
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+        found = in_child("bench.wallclock", work, **environment)
     seen = stub.stats()
     found |= {
         "optimizer": work.optimizer,

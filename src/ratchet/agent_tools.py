@@ -25,12 +25,13 @@ from pydantic import BaseModel, Field
 from ratchet.calls import KINDS, Call, Json, address
 from ratchet.client import AsyncClient
 from ratchet.core.errors import Denied, Missing, RatchetError, StorageUnavailable, TooMany
+from ratchet.core.result import ENDED
 
 LONGEST_WAIT_SECONDS = 60.0
 """A tool that waits answers after this at the latest; agents give up on tools that stay silent."""
 LOOK_SECONDS = 0.5
-AT_REST = ("improved", "no_proven_gain", "declined", "failed", "cancelled", "paused")
-ENDED = ("improved", "no_proven_gain", "declined")
+STOPPED = ("failed", "cancelled", "paused")
+AT_REST = (*ENDED, *STOPPED)
 
 INSTRUCTIONS = """Ratchet makes DSPy programs better and proves it on a sealed test.
 Call `optimize` with a target, examples and a limit; then `status` with wait_seconds until `done`; then `result`.
@@ -401,7 +402,7 @@ def _target(text: str) -> dict[str, Any]:
 def _next(identity: str, status: str) -> str:
     if status in ENDED:
         return f"call result with id {identity}"
-    if status in ("failed", "cancelled", "paused"):
+    if status in STOPPED:
         return "it goes on only if somebody resumes it, when the cause is gone"
     return f"call status with id {identity} and wait_seconds {LONGEST_WAIT_SECONDS:.0f}"
 

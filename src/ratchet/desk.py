@@ -17,7 +17,7 @@ from ratchet.check import check
 from ratchet.core.access import Actor
 from ratchet.core.errors import BadRequest, Missing
 from ratchet.core.request import MetricName
-from ratchet.core.result import OptimizationResult, Performance
+from ratchet.core.result import ENDED, OptimizationResult, Performance
 from ratchet.engine.archive import Event
 from ratchet.guard import clean_rows, cleaner_for, policy_for, to_store
 from ratchet.listeners import Listeners
@@ -307,16 +307,17 @@ class Desk:
         Raises:
             Missing: there is none.
         """
-        job = self.jobs.find(actor.tenant, identity)
-        told = self.jobs.first_and_latest(identity, ("stage", "best", "preflight"))
+        with self.archive.together():
+            job = self.jobs.find(actor.tenant, identity)
+            told = self.jobs.first_and_latest(identity, ("stage", "best", "preflight"))
+            options = self.archive.find(identity, settled=False).request["options"]
+            spent = SqlNotebook(self.archive, identity).journal.sent(settled=False)
         baseline, best = told.get("best", (None, None))  # what is best first is the program as it is
         _, stage = told.get("stage", (None, {}))
         _, forecast = told.get("preflight", (None, None))
-        options = self.archive.find(identity, settled=False).request["options"]
-        spent = SqlNotebook(self.archive, identity).journal.sent(settled=False)
         limit = options["max_calls"]
         share = spent.calls / limit if limit else job.seconds / (60 * options["max_minutes"])
-        done = job.status in ("improved", "no_proven_gain", "declined")
+        done = job.status in ENDED
         return Progress(
             id=identity,
             status=job.status,

@@ -138,6 +138,13 @@ def test_a_number_that_a_word_gave_away_is_found_where_no_word_does(treatment: T
     assert (report.touched, report.counts()) == (2, {"PHONE_NUMBER": 4})
 
 
+def test_a_row_in_which_a_number_stands_with_and_without_its_word_is_counted_once() -> None:
+    text = f"My phone is 2125550123. {'And that was all there was to say. ' * 4} 2125550123 it is."
+    _, report = CLEANER.rows([{"text": text}])
+    found = report.found["text"]["PHONE_NUMBER"]
+    assert (found.count, found.rows, report.touched) == (2, 1, 1)
+
+
 def test_the_name_of_a_field_says_what_stands_alone_in_it() -> None:
     rows, _ = cleaner(default="redact").rows(
         [{"customer_phone": "2125550123", "contact": {"mobilePhone": 4155550123}, "id": "2065550123"}]

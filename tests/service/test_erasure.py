@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import sqlite3
 from collections.abc import Callable
 from contextlib import closing
@@ -12,6 +13,7 @@ import pytest
 import sqlalchemy as sa
 
 from ratchet.core.errors import BadRequest, Missing, UnknownName
+from ratchet.service.app import keep_forgetting
 from ratchet.storage.erasure import SWEEP, Retention
 from ratchet.storage.lessons import SqlLessons
 from ratchet.storage.vault import data_keys
@@ -152,6 +154,19 @@ def test_what_another_process_erased_is_forgotten(house: House, tmp_path: Path) 
     assert archive.shared_reply("0a1b-0") is None
     assert archive.shared_reply("other-0") is not None
     assert "optimization:0a1b" not in archive.vault.known()
+
+
+async def test_a_server_without_a_worker_forgets_what_was_erased_elsewhere(house: House) -> None:
+    archive = house.desk.archive
+    fill(archive)
+    with archive.transaction() as connection:
+        connection.execute(data_keys.delete().where(data_keys.c.owner == "optimization:0a1b"))
+    assert "optimization:0a1b" in archive.vault.known()
+    forgetting = asyncio.create_task(keep_forgetting(archive, seconds=0.01))
+    async with asyncio.timeout(5):
+        while "optimization:0a1b" in archive.vault.known():
+            await asyncio.sleep(0.01)
+    forgetting.cancel()
 
 
 def test_what_is_older_than_its_tenant_wants_is_erased(house: House) -> None:

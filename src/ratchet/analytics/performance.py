@@ -10,12 +10,11 @@ from typing import Literal
 import numpy as np
 
 from ratchet.core.outcome import Outcome
+from ratchet.core.result import ENDED
 
 Window = Literal["all", "month", "day"]
 LETTERS: dict[Window, int] = {"all": 0, "month": 7, "day": 10}
 """How much of an ISO date names the window it is in."""
-
-DECIDED = ("improved", "no_proven_gain", "declined")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,7 +82,7 @@ def _figures(target: str, algorithm: str, window: str, rows: Sequence[Outcome]) 
         algorithm=algorithm,
         window=window or None,
         optimizations=len(rows),
-        improved=_mean([float(row.status == "improved") for row in rows if row.status in DECIDED]),
+        improved=_mean([float(row.status == "improved") for row in rows if row.status in ENDED]),
         improvement_percentage=_mean([row.improvement for row in rows if row.improvement is not None]),
         spend=Totals(
             calls=sum(row.calls for row in rows),

@@ -13,6 +13,8 @@ from ratchet.core.statistics import Comparison
 
 Status = Literal["improved", "no_proven_gain", "declined", "failed", "cancelled", "running", "queued", "paused"]
 """How an optimization stands. Only ``improved`` claims a gain."""
+ENDED: tuple[Status, ...] = ("improved", "no_proven_gain", "declined")
+"""How one stands that came to a result."""
 TradeOff = Literal["best", "knee", "cheapest", "fastest"]
 """A point of a front worth naming: the best quality; the one that gives up least of everything; and the cheapest and
 the fastest of those whose quality is not below the baseline's."""

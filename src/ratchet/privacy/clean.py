@@ -131,7 +131,7 @@ class Report:
             return f"no personal data was found in {self.rows} rows"
         return f"personal data in {self.touched} of {self.rows} rows: {', '.join(parts)}"
 
-    def note(self, name: str, originals: Iterable[tuple[str, str]]) -> None:
+    def note(self, name: str, originals: Iterable[Original]) -> None:
         """Count what was found in one field of one row."""
         kinds = self.found.setdefault(name, {})
         seen = set()
@@ -177,7 +177,7 @@ class Cleaner:
             letters += _LETTERS[letter]
         return f"person-{letters}@example.invalid" if kind == "EMAIL_ADDRESS" else f"<{kind}_{letters}>"
 
-    def text(self, text: str, treatment: Treatment, *, field: str = "") -> tuple[str, tuple[tuple[str, str], ...]]:
+    def text(self, text: str, treatment: Treatment, *, field: str = "") -> tuple[str, tuple[Original, ...]]:
         """``text`` with something else in the place of what is found in it; and kinds and originals of that.
 
         Args:
@@ -192,7 +192,7 @@ class Cleaner:
         """``text`` as it may be sent to a reflection LM."""
         return self.text(text, self.policy.of_prompts)[0]
 
-    def value(self, value: Any, treatment: Treatment, *, field: str = "") -> tuple[Any, list[tuple[str, str]]]:
+    def value(self, value: Any, treatment: Treatment, *, field: str = "") -> tuple[Any, list[Original]]:
         """A JSON value, cleaned in all its depth, keys too; and kinds and originals of what was found.
 
         A number is read as text, and stays a number where nothing is found in it.
@@ -202,7 +202,7 @@ class Cleaner:
     def rows(self, rows: Iterable[Fields]) -> tuple[list[dict[str, Any]], Report]:
         """Rows as they may be kept, in order, and what was found in them."""
         report = Report()
-        cleaned, digits, touched = list[dict[str, Any]](), dict[str, str](), set[int]()
+        cleaned, touched, found = list[dict[str, Any]](), set[int](), dict[tuple[int, str], list[Original]]()
         for at, row in enumerate(rows):
             kept = dict[str, Any]()
             for name, value in row.items():
@@ -213,39 +213,33 @@ class Cleaner:
                 elif treatment == "keep":
                     kept[name] = value
                 else:
-                    kept[name], found = self.value(value, treatment, field=name)
-                    if found:
-                        report.note(name, found)
-                        touched.add(at)
-                        digits |= {normal(kind, each): kind for kind, each in found if kind in BY_DIGITS}
+                    kept[name], found[at, name] = self.value(value, treatment, field=name)
             cleaned.append(kept)
-        if digits:
-            touched |= self._again(cleaned, digits, report)
+        self._again(cleaned, found)
+        for (at, name), originals in found.items():
+            if originals:
+                report.note(name, originals)
+                touched.add(at)
         report.rows, report.touched = len(cleaned), len(touched)
         return cleaned, report
 
-    def _again(self, rows: list[dict[str, Any]], known: Mapping[str, str], report: Report) -> set[int]:
-        """Replace known numbers also where nothing but their digits tells them; the rows where some were."""
-        touched = set()
-        for at, row in enumerate(rows):
-            for name, value in row.items():
-                treatment = self.policy.of(name)
-                if treatment == "keep":
-                    continue
+    def _again(self, rows: list[dict[str, Any]], found: Mapping[tuple[int, str], list[Original]]) -> None:
+        """Replace numbers that were found also where nothing but their digits tells them, and add them to ``found``."""
+        known = {normal(*each): each[0] for originals in found.values() for each in originals if each[0] in BY_DIGITS}
+        if not known:
+            return
+        for (at, name), originals in found.items():
+            treatment = self.policy.of(name)
 
-                def replaced(text: str, _: str, treatment: Treatment = treatment) -> Cleaned:
-                    found = numbers(text, known)
-                    spans = apart(found, text, taken=self._places(text)) if found else []
-                    return self._replaced(text, spans, treatment)
+            def replaced(text: str, _: str, treatment: Treatment = treatment) -> Cleaned:
+                spans = numbers(text, known)
+                return self._replaced(text, apart(spans, text, taken=self._places(text)) if spans else [], treatment)
 
-                row[name], originals = _walked(value, replaced, name)
-                if originals:
-                    report.note(name, originals)
-                    touched.add(at)
-        return touched
+            rows[at][name], more = _walked(rows[at][name], replaced, name)
+            originals += more
 
     def _clean(self, text: str, treatment: Treatment, near: tuple[str, ...]) -> Cleaned:
-        found: tuple[tuple[str, str], ...] = ()
+        found: tuple[Original, ...] = ()
         for _ in range(ROUNDS):
             text, more = self._replaced(text, self._finder.spans(text, near=near, taken=self._places(text)), treatment)
             if not more:
@@ -258,7 +252,7 @@ class Cleaner:
         return [found.span() for found in self._ours.finditer(text)]
 
     def _replaced(self, text: str, spans: Sequence[Span], treatment: Treatment) -> Cleaned:
-        pieces, found, end = list[str](), list[tuple[str, str]](), 0
+        pieces, found, end = list[str](), list[Original](), 0
         for span in spans:
             original = text[span.start : span.end]
             found.append((span.kind, original))
@@ -268,13 +262,15 @@ class Cleaner:
         return "".join(pieces) + text[end:], tuple(found)
 
 
-Cleaned: TypeAlias = tuple[str, tuple[tuple[str, str], ...]]
-"""A text, and kinds and originals of what was replaced in it."""
+Original: TypeAlias = tuple[str, str]
+"""The kind of something that was replaced, and what stood there."""
+Cleaned: TypeAlias = tuple[str, tuple[Original, ...]]
+"""A text, and what was replaced in it."""
 
 
-def _walked(value: Any, clean: Callable[[str, str], Cleaned], field: str) -> tuple[Any, list[tuple[str, str]]]:
+def _walked(value: Any, clean: Callable[[str, str], Cleaned], field: str) -> tuple[Any, list[Original]]:
     """A JSON value whose every text was cleaned, and what was found; ``clean`` gets a text and its field's name."""
-    found: list[tuple[str, str]] = []
+    found: list[Original] = []
 
     def walked(value: Any, field: str) -> Any:
         if isinstance(value, str):

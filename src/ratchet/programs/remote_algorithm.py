@@ -45,7 +45,7 @@ _LOOK_SECONDS = 0.2
 """How often a turn under way looks whether it is still wanted."""
 AGAIN = frozenset({429, 502, 503, 504})
 """What a server that is busy or just started again answers, or who stands before it."""
-TRIES = Patience(attempts=5, first_seconds=0.5, most_seconds=TURN_SECONDS)
+TRIES = Patience(attempts=5, first_seconds=0.5)
 """With a turn that is lost; the turn's own time limit holds for all of them together."""
 
 

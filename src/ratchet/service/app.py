@@ -16,6 +16,7 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from ratchet.core.errors import StorageUnavailable
 from ratchet.core.result import Status
 from ratchet.desk import Desk
 from ratchet.service import openapi, problems, routes, schemas
@@ -25,11 +26,15 @@ from ratchet.service.patience import Patience
 from ratchet.service.rates import Rates
 from ratchet.service.routes.frame import refusals
 from ratchet.service.tokens import Tokens
+from ratchet.storage.database import Database
 
 house = APIRouter()
 """Routes for whoever runs the service."""
 
 UPLOAD = f"{routes.PREFIX}/datasets"
+
+FORGETTING_SECONDS = 30.0
+"""How often a process that works on nothing lets go of what others erased; one with a worker has that do it."""
 
 
 @house.get("/healthz", tags=["house"])
@@ -74,6 +79,14 @@ class _Optimizations:
 
 def _raw(headers: Mapping[str, str]) -> list[tuple[bytes, bytes]]:
     return [(name.lower().encode(), value.encode()) for name, value in headers.items()]
+
+
+async def keep_forgetting(archive: Database, *, seconds: float = FORGETTING_SECONDS) -> None:
+    """Let go of what other processes erased, again and again, until cancelled."""
+    while True:
+        await asyncio.sleep(seconds)
+        with suppress(StorageUnavailable):  # the next time will do it
+            await asyncio.to_thread(archive.forget_erased)
 
 
 class Limits:
@@ -146,13 +159,16 @@ def create_app(desk: Desk, *, work: Callable[[], Any] | None = None, stop: Calla
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        pulse = asyncio.create_task(app.state.pulse.run())
+        tasks = [asyncio.create_task(app.state.pulse.run())]
         if work is not None:
             await asyncio.to_thread(work)
+        else:
+            tasks.append(asyncio.create_task(keep_forgetting(desk.archive)))
         yield
-        pulse.cancel()
-        with suppress(asyncio.CancelledError):
-            await pulse
+        for task in tasks:
+            task.cancel()
+            with suppress(asyncio.CancelledError):
+                await task
         if stop is not None:
             await asyncio.to_thread(stop)
 

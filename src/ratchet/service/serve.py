@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import ipaddress
 import logging
+import os
 import signal
 import sys
 import threading
@@ -23,6 +24,8 @@ from ratchet.service.live import Pulse
 from ratchet.settings import Settings
 
 STOPPING_SECONDS = 30
+WORKER_NICENESS = 5
+"""How far a worker stands back from an API and a database on the same machine: somebody waits for those."""
 SWITCH_SECONDS = 0.0005
 """How long a thread that computes keeps the others waiting; Python's own 5 ms is what each query of a request would
 cost beside a thousand optimizations at work in the same process."""
@@ -131,6 +134,7 @@ def work(settings: Settings, *, say: Callable[[str], None]) -> None:
         with _on_signals(stopped.set):
             worker = new_worker(desk, settings, say=say)
             _set_up_interpreter()
+            os.nice(WORKER_NICENESS)
             worker.start()
             say(f"worker {worker.id} is at work")
             stopped.wait()

@@ -11,7 +11,7 @@ import sqlalchemy as sa
 
 from ratchet.core.access import Actor
 from ratchet.programs.remote_algorithm import Address
-from ratchet.storage.audit import Audit
+from ratchet.storage.audit import Audited
 from ratchet.storage.sql import SqlArchive
 
 metadata = sa.MetaData()
@@ -52,18 +52,10 @@ def addresses(archive: SqlArchive, tenant: str) -> dict[str, Address]:
         return {row.name: Address(url=row.url, secret_env=row.secret_env) for row in connection.execute(query)}
 
 
-class Algorithms:
-    """All algorithms that were registered with the service.
+class Algorithms(Audited):
+    """All algorithms that were registered with the service."""
 
-    Args:
-        archive: The database.
-        audit: Where changes are told.
-    """
-
-    def __init__(self, archive: SqlArchive, audit: Audit) -> None:
-        self._archive = archive
-        self._audit = audit
-        archive.make(metadata)
+    tables = (metadata,)
 
     def register(
         self, actor: Actor, name: str, address: Address, promises: Sequence[Mapping[str, Any]]

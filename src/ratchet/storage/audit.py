@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, ClassVar
 
 import sqlalchemy as sa
 
@@ -117,6 +117,26 @@ class Change:
         self.connection.execute(trail.insert().values(**values))
         self._head = Head(number=values["number"], hash=values["hash"])
         self.connection.execute(head.update().values(number=self._head.number, hash=self._head.hash))
+
+
+class Audited:
+    """Things in a database of which every change is in the audit trail.
+
+    Args:
+        archive: The database.
+        audit: Where changes are told.
+
+    Attributes:
+        tables: Where they are kept.
+    """
+
+    tables: ClassVar[tuple[sa.MetaData, ...]]
+
+    def __init__(self, archive: SqlArchive, audit: Audit) -> None:
+        self._archive = archive
+        self._audit = audit
+        for tables in self.tables:
+            archive.make(tables)
 
 
 class Audit:

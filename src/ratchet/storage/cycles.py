@@ -12,9 +12,8 @@ import sqlalchemy as sa
 
 from ratchet.core.access import Actor
 from ratchet.core.errors import Conflict
-from ratchet.storage.audit import Audit, state_hash
+from ratchet.storage.audit import Audited, state_hash
 from ratchet.storage.jobs import AT_REST, jobs, listed, standing
-from ratchet.storage.sql import SqlArchive
 from ratchet.storage.statements import newest_first, the_row
 from ratchet.storage.tables import optimizations
 from ratchet.storage.texts import Texts, Words
@@ -140,18 +139,10 @@ class Schedule:
     outcome: str
 
 
-class Cycles:
-    """All cycles.
+class Cycles(Audited):
+    """All cycles."""
 
-    Args:
-        archive: The database.
-        audit: Where changes are told.
-    """
-
-    def __init__(self, archive: SqlArchive, audit: Audit) -> None:
-        self._archive = archive
-        self._audit = audit
-        archive.make(metadata)
+    tables = (metadata,)
 
     def begin(
         self, actor: Actor, identity: str, *, name: str, fingerprint: str, size: int, schedule: str | None
@@ -285,18 +276,10 @@ class Cycles:
         return _cycle(row, self._statuses(connection, [identity]).get(identity, {}))
 
 
-class Schedules:
-    """All schedules.
+class Schedules(Audited):
+    """All schedules."""
 
-    Args:
-        archive: The database.
-        audit: Where changes are told.
-    """
-
-    def __init__(self, archive: SqlArchive, audit: Audit) -> None:
-        self._archive = archive
-        self._audit = audit
-        archive.make(metadata)
+    tables = (metadata,)
 
     def add(
         self,

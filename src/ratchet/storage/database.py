@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
@@ -41,6 +42,11 @@ SHARED_AT_HAND = 4096
 """Shared replies that are kept in memory, the newest."""
 
 
+class _Thread(threading.local):
+    connection: sa.Connection | None = None
+    """Of what this thread does together."""
+
+
 class Database:
     """One database, which stores share.
 
@@ -62,6 +68,7 @@ class Database:
 
     def __init__(self, url: str, *, ring: KeyRing | None = None) -> None:
         self._url = sa.make_url(url)
+        self._here = _Thread()
         self._on_server = self._url.get_backend_name() == "postgresql"
         in_memory = not self._on_server and self._url.database in (None, "", ":memory:")
         self.folder: Path | None = None
@@ -151,11 +158,14 @@ class Database:
 
     @contextmanager
     def transaction(self) -> Iterator[sa.Connection]:
-        """All or nothing of what is done in it.
+        """All or nothing of what is done in it; within ``together`` a part of that.
 
         Raises:
             StorageUnavailable: the database refused.
         """
+        if self._here.connection is not None:
+            yield self._here.connection
+            return
         try:
             with self._engine.begin() as connection:
                 yield connection
@@ -165,6 +175,16 @@ class Database:
             raise StorageUnavailable(f"the database {self._url.render_as_string()} refused: {error.orig}") from error
         except sa.exc.TimeoutError as error:
             raise StorageUnavailable(f"no connection to the database was free for {POOL_SECONDS:g} s") from error
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """One transaction for all that this thread reads in it: one way to the database's server and back per query."""
+        with self.transaction() as connection:
+            self._here.connection = connection
+            try:
+                yield
+            finally:
+                self._here.connection = None
 
     @contextmanager
     def reading(self) -> Iterator[sa.Connection]:

@@ -14,8 +14,9 @@ import sqlalchemy as sa
 
 from ratchet.core.access import Actor
 from ratchet.core.errors import BadRequest, Conflict, Missing
+from ratchet.core.result import ENDED
 from ratchet.storage.audit import Audit
-from ratchet.storage.jobs import ENDED, GOES_ON, files, jobs, repeats
+from ratchet.storage.jobs import GOES_ON, files, jobs, repeats
 from ratchet.storage.lessons import lessons
 from ratchet.storage.privacy import cleaned
 from ratchet.storage.shelf import FIELDS, SPEC, Shelf, datasets, parts

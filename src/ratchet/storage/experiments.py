@@ -11,8 +11,7 @@ import sqlalchemy as sa
 
 from ratchet.core.access import Actor
 from ratchet.core.request import MetricName
-from ratchet.storage.audit import Audit
-from ratchet.storage.sql import SqlArchive
+from ratchet.storage.audit import Audited
 from ratchet.storage.statements import newest_first, the_row
 
 metadata = sa.MetaData()
@@ -64,18 +63,10 @@ class Experiment:
     created_by: str
 
 
-class Experiments:
-    """All experiments.
+class Experiments(Audited):
+    """All experiments."""
 
-    Args:
-        archive: The database.
-        audit: Where changes are told.
-    """
-
-    def __init__(self, archive: SqlArchive, audit: Audit) -> None:
-        self._archive = archive
-        self._audit = audit
-        archive.make(metadata)
+    tables = (metadata,)
 
     def plan(self, actor: Actor, *, target: str, metric: MetricName, arms: Sequence[Arm]) -> Experiment:
         """A new experiment."""

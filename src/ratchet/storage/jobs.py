@@ -11,8 +11,8 @@ import sqlalchemy as sa
 
 from ratchet.core.access import Actor
 from ratchet.core.errors import Conflict, KeyUnavailable, Missing
-from ratchet.core.result import Status
-from ratchet.storage.audit import Audit, Change
+from ratchet.core.result import ENDED, Status
+from ratchet.storage.audit import Audited, Change
 from ratchet.storage.envelope import Box
 from ratchet.storage.sql import SqlArchive
 from ratchet.storage.tables import CANDIDATE, EVALUATION, EVENT, OWNER, RESULT, events, optimizations
@@ -67,7 +67,6 @@ Wanted = Literal["run", "pause", "cancel"]
 STOPPED: Mapping[Wanted, Status] = {"pause": "paused", "cancel": "cancelled"}
 """How an optimization stands after what was wanted of it was done."""
 
-ENDED: tuple[Status, ...] = ("improved", "no_proven_gain", "declined")
 AT_REST: tuple[Status, ...] = (*ENDED, "failed", "cancelled")
 """How an optimization stands when nothing more happens to it by itself."""
 GOES_ON: tuple[Status, ...] = ("paused", "cancelled", "failed")
@@ -123,18 +122,10 @@ class Told:
     payload: Mapping[str, Any]
 
 
-class Jobs:
-    """All optimizations of the service.
+class Jobs(Audited):
+    """All optimizations of the service."""
 
-    Args:
-        archive: The database.
-        audit: Where changes are told.
-    """
-
-    def __init__(self, archive: SqlArchive, audit: Audit) -> None:
-        self._archive = archive
-        self._audit = audit
-        archive.make(metadata)
+    tables = (metadata,)
 
     # --- what is asked for -------------------------------------------------------------------------------------------
 

@@ -13,8 +13,7 @@ import sqlalchemy as sa
 
 from ratchet.core.access import ROLES, Actor, Role
 from ratchet.core.errors import BadRequest, Missing
-from ratchet.storage.audit import Audit
-from ratchet.storage.sql import SqlArchive
+from ratchet.storage.audit import Audited
 
 metadata = sa.MetaData()
 
@@ -59,18 +58,10 @@ class Key:
     requests_per_minute: int | None = None
 
 
-class Keys:
-    """All keys.
+class Keys(Audited):
+    """All keys."""
 
-    Args:
-        archive: The database.
-        audit: Where changes are told.
-    """
-
-    def __init__(self, archive: SqlArchive, audit: Audit) -> None:
-        self._archive = archive
-        self._audit = audit
-        archive.make(metadata)
+    tables = (metadata,)
 
     def create(
         self,

@@ -15,11 +15,10 @@ import sqlalchemy as sa
 from ratchet.core.access import Actor
 from ratchet.core.errors import BadRequest, Missing
 from ratchet.programs.datasets import Row
-from ratchet.storage.audit import Audit, Change, state_hash
+from ratchet.storage.audit import Audited, Change, state_hash
 from ratchet.storage.envelope import Box
 from ratchet.storage.privacy import Cleaned
 from ratchet.storage.privacy import metadata as privacy
-from ratchet.storage.sql import SqlArchive
 from ratchet.storage.statements import newest_first
 from ratchet.storage.texts import Texts
 
@@ -125,19 +124,10 @@ def check_shelf_name(name: str) -> None:
         )
 
 
-class Shelf:
-    """All data sets and targets.
+class Shelf(Audited):
+    """All data sets and targets."""
 
-    Args:
-        archive: The database.
-        audit: Where changes are told.
-    """
-
-    def __init__(self, archive: SqlArchive, audit: Audit) -> None:
-        self._archive = archive
-        self._audit = audit
-        for tables in (metadata, privacy):
-            archive.make(tables)
+    tables = (metadata, privacy)
 
     # --- data sets ---------------------------------------------------------------------------------------------------
 

@@ -11,8 +11,7 @@ import sqlalchemy as sa
 
 from ratchet.core.access import Actor
 from ratchet.core.errors import Conflict, Stale
-from ratchet.storage.audit import Audit, Change
-from ratchet.storage.sql import SqlArchive
+from ratchet.storage.audit import Audited, Change
 from ratchet.storage.statements import newest_first, the_row
 
 metadata = sa.MetaData()
@@ -75,18 +74,10 @@ class Version:
         return f'"{self.id}.{self.changes}"'
 
 
-class Versions:
-    """All versions.
+class Versions(Audited):
+    """All versions."""
 
-    Args:
-        archive: The database.
-        audit: Where changes are told.
-    """
-
-    def __init__(self, archive: SqlArchive, audit: Audit) -> None:
-        self._archive = archive
-        self._audit = audit
-        archive.make(metadata)
+    tables = (metadata,)
 
     def register(self, actor: Actor, *, target: str, optimization_id: str, candidate: str) -> Version:
         """A new challenger for ``target``; the same one when this optimization has one already."""

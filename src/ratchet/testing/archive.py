@@ -1,7 +1,9 @@
 """What every archive promises."""
 
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
 
@@ -17,7 +19,7 @@ from ratchet.programs.journal import Journal, Reply
 from ratchet.testing.promises import expect, raises, same
 
 
-class ArchiveConformance:
+class ArchiveConformance(ABC):
     """What every archive promises, its notebooks and journals included. Inherit it and say how one is opened.
 
         class TestMine(ArchiveConformance):
@@ -36,9 +38,9 @@ class ArchiveConformance:
     threads: int = 8
     written: Sequence[Notebook] = ()
 
+    @abstractmethod
     def opened(self) -> Archive:
         """The storage under test. Called again, it opens the same storage once more."""
-        raise NotImplementedError
 
     def begun(self, name: str = "0a1b2c", **more: Any) -> Notebook:
         """A notebook of a new optimization."""
@@ -288,22 +290,14 @@ def _all_at_once(work: Callable[[int], None], n: int) -> None:
     Raises:
         Exception: the first that one of them raised.
     """
-    barrier, errors = threading.Barrier(n), list[BaseException]()
+    barrier = threading.Barrier(n)
 
     def run(number: int) -> None:
         barrier.wait()
-        try:
-            work(number)
-        except BaseException as error:  # handed to the thread that waits
-            errors.append(error)
+        work(number)
 
-    threads = [threading.Thread(target=run, args=(number,)) for number in range(n)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    if errors:
-        raise errors[0]
+    with ThreadPoolExecutor(n) as pool:
+        list(pool.map(run, range(n)))
 
 
 def _optimization(name: str, **more: Any) -> Optimization:

@@ -26,7 +26,7 @@ class Server:
     """``ratchet serve`` on a free port, with its log and its temporary files below ``folder``."""
 
     def __init__(self, folder: Path, base: str) -> None:
-        self.folder = folder
+        self.folder, self.base = folder, base
         self.port = free_port()
         (folder / "tmp").mkdir()
         self.log = folder / "log"
@@ -78,7 +78,6 @@ class Server:
 def server(tmp_path: Path) -> Iterator[Server]:
     with StubServer() as stub:
         server = Server(tmp_path, stub.base)
-        server.base = stub.base  # type: ignore[attr-defined]
         yield server
         server.process.kill()
         server.process.wait()
@@ -104,7 +103,7 @@ def test_no_secret_is_in_any_file(server: Server) -> None:
         "target": {"id": "sort"},
         "data": "mails",
         "lm": "openai/stub",
-        "lm_base": server.base,  # type: ignore[attr-defined]
+        "lm_base": server.base,
         "algorithms": ["bootstrap"],
         "constraints": {"max_calls": 250},
         "concurrency": 4,

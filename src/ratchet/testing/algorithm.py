@@ -5,9 +5,7 @@ from collections.abc import Sequence
 from ratchet.core.algorithm import Search
 from ratchet.core.contract import watched
 from ratchet.core.errors import BudgetSpent
-from ratchet.core.problem import (
-    Candidate,
-)
+from ratchet.core.problem import Candidate
 from ratchet.testing.problem import Order, Recorded, Shuffled, SyntheticProblem
 from ratchet.testing.promises import expect
 

@@ -8,10 +8,13 @@ import sys
 
 def main() -> None:
     """The console entry point."""
-    from ratchet.cli.app import app
+    try:
+        from ratchet.cli.app import app
 
-    _keep_standard_output()
-    app(prog_name="ratchet")
+        _keep_standard_output()
+        app(prog_name="ratchet")
+    except KeyboardInterrupt:  # while modules were loaded; from then on commands answer it themselves
+        sys.exit(130)
 
 
 def _keep_standard_output() -> None:

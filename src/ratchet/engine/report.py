@@ -185,6 +185,7 @@ _VERDICT: dict[Status, tuple[str, str]] = {
     "improved": ("Improved", "A gain was proven on examples that no search has seen."),
     "no_proven_gain": ("No proven gain", "What was measured can be chance. The baseline stays."),
     "declined": ("Declined", "The pre-flight found no way to prove a gain, so no search was paid for."),
+    "evaluated": ("Evaluated", "The program was measured as it is. Nothing was changed."),
     "failed": ("Failed", "The optimization stopped before it had a result. Nothing was changed."),
     "cancelled": ("Cancelled", "The optimization was stopped on request. Nothing was changed."),
     "running": ("Running", "The optimization has not ended yet."),

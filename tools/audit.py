@@ -91,7 +91,7 @@ def verdict(found: Sequence[Finding], skipped: Sequence[str], looked_at: int, *,
     if skipped:
         lines.append(
             f"NOT AUDITED: the vulnerability service knows nothing of {len(skipped)} of {looked_at} pins; run this "
-            "again where https://pypi.org/pypi/NAME/VERSION/json answers. Yanked releases were looked for all the same."
+            "again where the index answers at /pypi/NAME/VERSION/json. Yanked releases were looked for all the same."
         )
     return "\n".join(lines), 1 if open_ones else 2 if skipped or not looked_at else 0
 

@@ -22,7 +22,8 @@ from typer.testing import CliRunner, Result
 
 from ratchet.calls import KINDS
 from ratchet.cli.app import app
-from ratchet.cli.remote import find, request
+from ratchet.cli.remote.asked import request
+from ratchet.cli.remote.connection import find
 from ratchet.cli.server import ABOUT_SERVERS, HERE, REMOTE, leaves
 from ratchet.client import Client
 from ratchet.core.errors import BadRequest, Denied, Missing

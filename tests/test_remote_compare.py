@@ -19,7 +19,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from ratchet.cli.app import app
-from ratchet.cli.remote_contest import contest
+from ratchet.cli.remote.contest import contest
 from ratchet.client import Client
 from ratchet.contest import BASELINE, Contender, Contest
 from ratchet.core.errors import BadRequest, Cancelled

@@ -58,7 +58,7 @@ def mcp(
 def _door(settings: Any, role: str, *, http: bool) -> Iterator[tuple[Any, str]]:
     """Where the tools go in, and with whose role, in a sentence."""
     from ratchet.agent_tools import Door
-    from ratchet.cli.remote import checked_url, key_for
+    from ratchet.cli.remote.connection import checked_url, key_for
 
     brought = "with the role of the key that each caller sends as 'Authorization: Bearer KEY'."
     if settings.server:

@@ -29,4 +29,4 @@ def begin(ctx: typer.Context, *, no_mlflow: bool = False) -> Any:
 
 def place(settings: Any, room: str) -> Any:
     """Where a command is carried out: by a module of this room here, or by a server."""
-    return import_module(f"ratchet.cli.{'remote' if settings.server else room}")
+    return import_module(f"ratchet.cli.{'remote.' if settings.server else ''}{room}")

@@ -11,8 +11,9 @@ from rich.markup import escape
 
 from ratchet.analytics.knowledge import uplift
 from ratchet.bootstrap import open_archive
-from ratchet.cli import remote, render, work
+from ratchet.cli import render, work
 from ratchet.cli.errors import say
+from ratchet.cli.remote.connection import by_beginning, check_tenant, client_of
 from ratchet.client import Client
 from ratchet.core.lesson import Lesson
 from ratchet.settings import Settings
@@ -31,7 +32,7 @@ class ServerLessons:
 
     def find(self, lesson_id: str, tenant: str) -> Lesson:
         """One lesson; a unique beginning of its id will do."""
-        return Lesson.from_json(remote.by_beginning(lesson_id, self.client.lesson, self.client.lessons))
+        return Lesson.from_json(by_beginning(lesson_id, self.client.lesson, self.client.lessons))
 
     def forget(self, tenant: str, *, lesson_id: str | None = None) -> int:
         """Remove one lesson, or all; how many that were."""
@@ -47,8 +48,8 @@ class ServerLessons:
 def _store(tenant: str, settings: Settings) -> Iterator[ServerLessons | SqlLessons]:
     """Where lessons are: on a server, or in the database here."""
     if settings.server:
-        remote.check_tenant(tenant)
-        with remote.client_of(settings) as client:
+        check_tenant(tenant)
+        with client_of(settings) as client:
             yield ServerLessons(client=client)
     else:
         yield SqlLessons(open_archive(settings))

@@ -122,16 +122,16 @@ def add_to(app: typer.Typer) -> None:
 
 
 def _remote(ctx: typer.Context) -> tuple[Any, Any]:
-    from ratchet.cli import remote
     from ratchet.cli.begin import begin
+    from ratchet.cli.remote import work
 
-    return remote, begin(ctx)
+    return work, begin(ctx)
 
 
 def status(ctx: typer.Context, identity: flags.Identity, json: flags.Json = False) -> None:
     """How an optimization on a server is getting on: phase, progress, best so far, spend, forecast."""
-    remote, settings = _remote(ctx)
-    remote.status(identity, as_json=json, settings=settings)
+    work, settings = _remote(ctx)
+    work.status(identity, as_json=json, settings=settings)
 
 
 def watch(
@@ -143,20 +143,20 @@ def watch(
     json: flags.Json = False,
 ) -> None:
     """Follow an optimization on a server to its end, and fetch its files. Ctrl-C leaves it running."""
-    remote, settings = _remote(ctx)
+    work, settings = _remote(ctx)
     if events:
-        remote.events(identity, after=after, settings=settings)
+        work.events(identity, after=after, settings=settings)
     else:
-        remote.watch(identity, out=out, as_json=json, settings=settings)
+        work.watch(identity, out=out, as_json=json, settings=settings)
 
 
 def pause(ctx: typer.Context, identity: flags.Identity, json: flags.Json = False) -> None:
     """Have an optimization on a server stop for now; `ratchet resume` goes on."""
-    remote, settings = _remote(ctx)
-    remote.stop(identity, "pause", as_json=json, settings=settings)
+    work, settings = _remote(ctx)
+    work.stop(identity, "pause", as_json=json, settings=settings)
 
 
 def cancel(ctx: typer.Context, identity: flags.Identity, json: flags.Json = False) -> None:
     """Have an optimization on a server stop for good; what was recorded stays."""
-    remote, settings = _remote(ctx)
-    remote.stop(identity, "cancel", as_json=json, settings=settings)
+    work, settings = _remote(ctx)
+    work.stop(identity, "cancel", as_json=json, settings=settings)

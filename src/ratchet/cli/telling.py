@@ -31,10 +31,10 @@ def _house(ctx: typer.Context, tenant: str, command: str) -> Iterator[Any]:
     from dataclasses import replace
 
     if settings.server:
-        from ratchet.cli import remote
+        from ratchet.cli.remote.connection import check_tenant, client_of
 
-        remote.check_tenant(tenant)
-        with remote.client_of(settings) as client:
+        check_tenant(tenant)
+        with client_of(settings) as client:
             yield client
         return
     from ratchet.bootstrap import open_desk

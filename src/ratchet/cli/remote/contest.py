@@ -13,7 +13,9 @@ from typing import Any
 import typer
 
 from ratchet.cli.errors import STOPPED, say
-from ratchet.cli.remote import GOES_ON, request, sealed, watched
+from ratchet.cli.remote.asked import request
+from ratchet.cli.remote.follow import watched
+from ratchet.cli.remote.read import GOES_ON, sealed
 from ratchet.client import Client, Json
 from ratchet.contest import BASELINE, Contender, Contest, check_names, compared
 from ratchet.core.errors import Cancelled, RatchetError

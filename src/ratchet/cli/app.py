@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from ratchet.cli import agents, custom, data, flags, server, serving, telling, vault
+from ratchet.cli import agents, custom, data, flags, server, serving, telling, vault, watching
 from ratchet.cli.begin import begin as _settings
 from ratchet.cli.begin import examples as _examples
 from ratchet.cli.begin import place
@@ -37,7 +37,7 @@ app.add_typer(vault.vault, name="vault")
 app.command("delete")(vault.delete)
 app.add_typer(telling.webhooks, name="webhooks")
 app.add_typer(telling.schedules, name="schedules")
-server.add_to(app)
+watching.add_to(app)
 app.command("mcp", epilog=agents.EXAMPLES)(agents.mcp)
 
 

@@ -89,6 +89,21 @@ def test_one_command_makes_a_program_better_within_its_calls_and_writes_the_proo
     assert MAGIC in (tmp_path / "out" / "program.json").read_text()
 
 
+def test_what_a_metric_prints_goes_to_standard_error(stub: StubServer, data: str, tmp_path: Path) -> None:
+    metric = tmp_path / "chatty.py"
+    metric.write_text(
+        "def chatty(example, prediction, trace=None):\n"
+        "    print('looking at', example.label)\n"
+        "    return float(example.label == prediction.label)\n",
+        encoding="utf-8",
+    )
+    done = optimize(stub, data, "--max-calls", 60, "--json", "--metric", f"{metric}:chatty")
+    assert json.loads(done.stdout)["optimization_details"]["spend"]["calls"] > 0
+    assert "looking at" in done.stderr
+    told = ratchet("list")
+    assert json.loads(done.stdout)["optimization_id"] in told.stdout
+
+
 def test_json_is_all_there_is_on_standard_output(stub: StubServer, data: str, home: Path) -> None:
     result = json.loads(optimize(stub, data, "--json").stdout)
     assert result["status"] == "improved"

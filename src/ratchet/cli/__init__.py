@@ -15,6 +15,8 @@ def main() -> None:
         app(prog_name="ratchet")
     except KeyboardInterrupt:  # while modules were loaded; from then on commands answer it themselves
         sys.exit(130)
+    finally:
+        sys.stdout = sys.stderr  # for what is printed on the way out
 
 
 def _keep_standard_output() -> None:

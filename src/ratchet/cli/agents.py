@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from importlib.util import find_spec
 from typing import Annotated, Any
 
@@ -12,6 +12,7 @@ import typer
 from ratchet.cli import flags
 from ratchet.cli.begin import begin, examples
 from ratchet.cli.errors import say
+from ratchet.cli.output import results
 from ratchet.core.errors import BadRequest
 
 EXAMPLES = examples(
@@ -51,7 +52,8 @@ def mcp(
             say(f"agents find it at http://127.0.0.1:{port}/mcp")
             server.run("streamable-http", host="127.0.0.1", port=port, stateless_http=True, json_response=True)
         else:
-            server.run("stdio")
+            with redirect_stdout(results()):  # the protocol is what it has to tell
+                server.run("stdio")
 
 
 @contextmanager

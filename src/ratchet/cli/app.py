@@ -12,6 +12,7 @@ from ratchet.cli.begin import begin as _settings
 from ratchet.cli.begin import examples as _examples
 from ratchet.cli.begin import place
 from ratchet.cli.errors import Commands, say
+from ratchet.cli.output import tell
 from ratchet.core.errors import BadRequest
 
 app = typer.Typer(
@@ -45,7 +46,7 @@ def _version(wanted: bool) -> None:
     if wanted:
         from importlib.metadata import version
 
-        print(f"ratchet {version('dspy-ratchet')}")
+        tell(f"ratchet {version('dspy-ratchet')}")
         raise typer.Exit
 
 
@@ -358,7 +359,7 @@ def models_pull(
     if json:
         print_json({"name": name, "path": str(path)})
     else:
-        print(path)
+        tell(str(path))
 
 
 @models.command("list", epilog=_examples("ratchet models list", "ratchet models list --json"))

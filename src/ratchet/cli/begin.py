@@ -7,6 +7,7 @@ from typing import Any
 
 import typer
 
+from ratchet.cli.output import results_alone
 from ratchet.cli.server import FLAGS
 
 
@@ -16,10 +17,12 @@ def examples(*lines: str) -> str:
 
 
 def begin(ctx: typer.Context, *, no_mlflow: bool = False) -> Any:
-    """What the environment says; from now on libraries are quiet, unless all logs were asked for."""
+    """What the environment says; from now on libraries are quiet, unless all logs were asked for, and print to standard
+    error only."""
     from ratchet.cli.noise import quiet
     from ratchet.settings import Settings, quiet_libraries
 
+    ctx.with_resource(results_alone())
     quiet_libraries()
     if not ctx.obj:
         quiet()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import shutil
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from rich.console import Console, Group
 from rich.markup import escape
 from rich.table import Table
 
+from ratchet.cli.output import results
 from ratchet.cli.progress import clock
 from ratchet.contest import Contest
 from ratchet.core.result import OptimizationResult, Performance
@@ -74,7 +74,7 @@ _ROWS: tuple[tuple[str, str, Show], ...] = (
 
 def _joint() -> str:
     """What stands between a figure and its interval: a narrow terminal gets two lines."""
-    return " " if not sys.stdout.isatty() or shutil.get_terminal_size().columns >= WIDE else "\n"
+    return " " if not results().isatty() or shutil.get_terminal_size().columns >= WIDE else "\n"
 
 
 def _measured(measure: Measure, show: Show, *, none: str) -> str:
@@ -246,7 +246,7 @@ def diff_view(changes: Mapping[str, Mapping[str, Any]]) -> Group:
 
 def show(view: Any) -> None:
     """Print to standard output; a pipe gets lines that are not cut."""
-    console = Console(highlight=False)
+    console = Console(file=results(), highlight=False)
     if not console.is_terminal:
-        console = Console(highlight=False, width=160)
+        console = Console(file=results(), highlight=False, width=160)
     console.print(view)

@@ -10,6 +10,7 @@ import typer
 from ratchet.cli import flags
 from ratchet.cli.begin import begin, place
 from ratchet.cli.errors import say
+from ratchet.cli.output import tell
 from ratchet.core.errors import BadRequest
 
 keys = typer.Typer(no_args_is_help=True, help="API keys of the service.")
@@ -79,7 +80,7 @@ def keys_create(
         print_json(made)
     else:
         say(f"key {made['id']} for a {made['role']} of {made['tenant']}; it is shown only now:")
-        print(made["key"])
+        tell(made["key"])
 
 
 @keys.command("list")
@@ -94,7 +95,7 @@ def keys_list(ctx: typer.Context, json: flags.Json = False) -> None:
         return
     for key in found:
         end = f"revoked {key['revoked_at']}" if key["revoked_at"] else f"until {key['expires_at'] or 'revoked'}"
-        print(f"{key['id']}  {key['role']:<10} {key['tenant']:<16} {key['name']:<20} {end}")
+        tell(f"{key['id']}  {key['role']:<10} {key['tenant']:<16} {key['name']:<20} {end}")
 
 
 @keys.command("revoke")
@@ -125,6 +126,6 @@ def audit_verify(
     if json:
         print_json(newest)
     elif newest["hash"] is None:
-        print("holds; your tenant has no entry yet")
+        tell("holds; your tenant has no entry yet")
     else:
-        print(f"holds: entry {newest['number']} is the newest, with the hash {newest['hash']}")
+        tell(f"holds: entry {newest['number']} is the newest, with the hash {newest['hash']}")

@@ -13,6 +13,7 @@ import typer
 
 from ratchet.cli import flags
 from ratchet.cli.errors import say
+from ratchet.cli.output import tell
 from ratchet.cli.serving import _settings
 from ratchet.core.errors import BadRequest
 
@@ -64,7 +65,7 @@ def webhooks_add(
         print_json(webhook)
     else:
         say(f"webhook {webhook['id']} sends {', '.join(webhook['events'])}; its secret is shown only now:")
-        print(webhook["secret"])
+        tell(webhook["secret"])
 
 
 @webhooks.command("list")
@@ -80,7 +81,7 @@ def webhooks_list(ctx: typer.Context, tenant: Tenant = "default", json: flags.Js
     for each in found:
         failing = f"failing since {each['failing_since']}: {each['error']}" if each["failing_since"] else "well"
         how = f"paused: {each['reason']}" if each["paused"] else failing
-        print(f"{each['id']}  {each['url']}  {how}")
+        tell(f"{each['id']}  {each['url']}  {how}")
 
 
 @webhooks.command("remove")
@@ -107,7 +108,7 @@ def webhooks_ping(ctx: typer.Context, identity: Webhook, tenant: Tenant = "defau
     if not pong["delivered"]:
         say(f"{pong['event']} did not arrive: {pong['error']}")
         raise typer.Exit(1)
-    print(f"{pong['event']} arrived: {pong['status']}")
+    tell(f"{pong['event']} arrived: {pong['status']}")
 
 
 @webhooks.command("dead")
@@ -121,7 +122,7 @@ def webhooks_dead(ctx: typer.Context, identity: Webhook, tenant: Tenant = "defau
         print_json(found)
         return
     for dead in found:
-        print(f"{dead['event']}  {dead['type']}  {dead['attempts']} tries until {dead['at']}: {dead['error']}")
+        tell(f"{dead['event']}  {dead['type']}  {dead['attempts']} tries until {dead['at']}: {dead['error']}")
 
 
 @webhooks.command("redeliver")
@@ -160,7 +161,7 @@ def schedules_add(
     if json:
         print_json(schedule)
     else:
-        print(f"{schedule['id']} begins {schedule['optimizations']} optimizations, next at {schedule['next_at']}")
+        tell(f"{schedule['id']} begins {schedule['optimizations']} optimizations, next at {schedule['next_at']}")
 
 
 @schedules.command("list")
@@ -175,7 +176,7 @@ def schedules_list(ctx: typer.Context, tenant: Tenant = "default", json: flags.J
         return
     for each in found:
         at = each["next_at"] or "never: paused"
-        print(f"{each['id']}  {each['cron']} {each['timezone']}  next at {at}  {each['outcome']}")
+        tell(f"{each['id']}  {each['cron']} {each['timezone']}  next at {at}  {each['outcome']}")
 
 
 @schedules.command("remove")

@@ -9,6 +9,7 @@ import typer
 from ratchet.cli import flags
 from ratchet.cli.begin import begin, place
 from ratchet.cli.errors import say
+from ratchet.cli.output import tell
 
 vault = typer.Typer(no_args_is_help=True, help="The keys that what is stored is encrypted under.")
 
@@ -48,7 +49,7 @@ def status(ctx: typer.Context, json: flags.Json = False) -> None:
     for use in found:
         what = "wraps what is new" if use.first else "may be dropped" if not use.data_keys else "rotate moves them"
         words = what if use.here else "NOT HERE: what hangs on it cannot be read"
-        print(f"{use.id:<16} {use.fingerprint}  {use.data_keys:>7} data keys  {words}")
+        tell(f"{use.id:<16} {use.fingerprint}  {use.data_keys:>7} data keys  {words}")
 
 
 @vault.command("rotate")

@@ -19,6 +19,7 @@ from ratchet.bootstrap import open_archive
 from ratchet.carry_out import carry_out
 from ratchet.cli import render
 from ratchet.cli.errors import STOPPED, exit_code, say
+from ratchet.cli.output import tell
 from ratchet.cli.progress import Progress
 from ratchet.core.errors import Cancelled, RatchetError, WorldFailure
 from ratchet.core.result import OptimizationResult
@@ -56,7 +57,7 @@ def stopping(cancel: Callable[[], None], on_stop: Callable[[], None]) -> Iterato
 
 def print_json(data: Any) -> None:
     """``data`` and nothing else on standard output."""
-    print(json.dumps(data, indent=2, ensure_ascii=False, default=str))
+    tell(json.dumps(data, indent=2, ensure_ascii=False, default=str))
 
 
 def optimize(options: Options, *, out: Path | None, as_json: bool, settings: Settings) -> None:

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from ratchet.cli.errors import say
+from ratchet.cli.output import tell
 from ratchet.client import Client, Json
 from ratchet.core.errors import BadRequest, Missing
 from ratchet.options import Options
@@ -110,4 +111,4 @@ def command(client: Client, name: str, identity: str) -> str:
 
 def print_json(data: Any) -> None:
     """Print ``data`` as JSON."""
-    print(json.dumps(data, indent=2, ensure_ascii=False, default=str))
+    tell(json.dumps(data, indent=2, ensure_ascii=False, default=str))

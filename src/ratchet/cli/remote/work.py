@@ -11,6 +11,7 @@ from typing import Any
 import typer
 
 from ratchet.cli.errors import FAILED, STOPPED, say
+from ratchet.cli.output import tell
 from ratchet.cli.progress import clock
 from ratchet.cli.remote.asked import request
 from ratchet.cli.remote.connection import client_of, command, find, print_json
@@ -78,7 +79,7 @@ def events(identity: str, *, after: int, settings: Settings) -> None:
     """Every event as a line of JSON."""
     with client_of(settings) as client:
         for event in client.events(find(client, identity)["id"], after=after):
-            print(json.dumps(asdict(event), ensure_ascii=False), flush=True)
+            tell(json.dumps(asdict(event), ensure_ascii=False))
 
 
 def status(identity: str, *, as_json: bool, settings: Settings) -> None:
@@ -92,14 +93,14 @@ def status(identity: str, *, as_json: bool, settings: Settings) -> None:
     usd = "unknown dollars" if spend["usd"] is None else f"${spend['usd']:.4f}"
     soon = {"pause": ", pauses soon", "cancel": ", stops soon"}.get(now["wanted"], "")
     wanted = soon if now["status"] == "running" else ""
-    print(f"{now['id']}  {now['status']}{wanted}" + (f": {now['reason']}" if now["reason"] else ""))
-    print(f"phase     {now['phase'] or 'not begun'}, {100 * now['progress']:.0f} % of the budget used")
+    tell(f"{now['id']}  {now['status']}{wanted}" + (f": {now['reason']}" if now["reason"] else ""))
+    tell(f"phase     {now['phase'] or 'not begun'}, {100 * now['progress']:.0f} % of the budget used")
     if best is not None:
-        print(f"best      {best['mean']:.3f} on {best['n']} validation examples", end="")
-        print("" if baseline is None else f" (baseline {baseline['mean']:.3f})")
-    print(f"spent     {spend['calls']} calls, {usd}, {clock(spend['seconds'])}")
+        tell(f"best      {best['mean']:.3f} on {best['n']} validation examples", end="")
+        tell("" if baseline is None else f" (baseline {baseline['mean']:.3f})")
+    tell(f"spent     {spend['calls']} calls, {usd}, {clock(spend['seconds'])}")
     if forecast is not None:
-        print(f"forecast  {forecast['forecast_calls']} calls")
+        tell(f"forecast  {forecast['forecast_calls']} calls")
 
 
 def stop(identity: str, how: str, *, as_json: bool, settings: Settings) -> None:

@@ -135,7 +135,8 @@ def summary(rows: list[dict[str, Any]]) -> str:
     """What each algorithm gained over its tasks, as a Markdown table.
 
     The relative gain of a task whose baseline is 0 is not defined; the mean is over the others. "ahead of" counts the
-    tasks, of those that both were run on, on which the winner scored higher, equal and lower.
+    tasks, of those that both were run on, on which the winner scored higher, equal and lower, and says by how much it did
+    on the average.
     """
     found = {(row["task"], row["algorithm"]): row for row in rows}
     peers = [name for name in PEERS if any(name == algorithm for _, algorithm in found)]
@@ -155,7 +156,9 @@ def summary(rows: list[dict[str, Any]]) -> str:
                 (row["optimized"], found[row["task"], peer]["optimized"]) for row in own if (row["task"], peer) in found
             ]
             ahead, behind = sum(a > b for a, b in both), sum(a < b for a, b in both)
-            cells.append("-" if peer == algorithm else f"{ahead}, {len(both) - ahead - behind}, {behind}")
+            counts = f"{ahead}, {len(both) - ahead - behind}, {behind}"
+            by = f" ({sum(a - b for a, b in both) / len(both):+.3f})" if both else ""
+            cells.append("-" if peer == algorithm else counts + by)
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 

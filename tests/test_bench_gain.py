@@ -27,6 +27,6 @@ def test_gains_are_summed_up_over_the_tasks_that_were_run_and_peers_are_met_wher
         row("two", "dspy.gepa", 0.4, 0.3, 0.5),
     ]
     assert summary(rows).splitlines()[2:] == [
-        "| auto | 3 | -2.5% | 2 of 3 | 1, 1, 0 |",
+        "| auto | 3 | -2.5% | 2 of 3 | 1, 1, 0 (+0.050) |",
         "| dspy.gepa | 2 | -12.5% | 0 of 2 | - |",
     ]

@@ -135,8 +135,8 @@ def summary(rows: list[dict[str, Any]]) -> str:
     """What each algorithm gained over its tasks, as a Markdown table.
 
     The relative gain of a task whose baseline is 0 is not defined; the mean is over the others. "ahead of" counts the
-    tasks, of those that both were run on, on which the winner scored higher, equal and lower, and says by how much it did
-    on the average.
+    tasks, of those that both were run on, on which the winner scored higher, equal and lower, and gives the mean of the
+    difference.
     """
     found = {(row["task"], row["algorithm"]): row for row in rows}
     peers = [name for name in PEERS if any(name == algorithm for _, algorithm in found)]

@@ -72,6 +72,8 @@ SEED_RUNS = 3
 """The seed is run on all of validation where the budget is so many times that."""
 TURNS = 24
 """About how often a search looks at the model."""
+ANSWERS = 2
+"""Answers that proposals take, one after the other: the summary of the data, and they themselves."""
 
 
 def miprov2(problem: Problem, *, rng: random.Random, max_demos: int = MAX_DEMOS) -> Algorithm:
@@ -109,6 +111,7 @@ class Plan:
         trials: Combinations that are tried before the model chooses: half of those that a race by successive halving
             would begin with.
         alone: Demo sets that are tried with the seed's own instructions while others are being written.
+        opening: Examples that each of these is run on, so that the slots are full until then.
         sets: Demo sets to draw.
         proposals: Instructions to propose per predictor.
     """
@@ -117,6 +120,7 @@ class Plan:
     turn: int
     trials: int
     alone: int
+    opening: int
     sets: int
     proposals: int
 
@@ -126,7 +130,7 @@ class Plan:
 
         >>> from ratchet.testing import SyntheticProblem
         >>> Plan.of(SyntheticProblem(n_validation=40).problem, runs=247)
-        Plan(block=4, turn=8, trials=9, alone=2, sets=9, proposals=4)
+        Plan(block=4, turn=8, trials=9, alone=4, opening=4, sets=9, proposals=4)
         """
         n, parts = len(set(problem.validation)), len(problem.predictors)
         most = min(POOL, ((1 + len(TIPS)) * (1 + MAX_SETS)) ** parts - 1)
@@ -136,11 +140,14 @@ class Plan:
             sizes = sizes[:-1]
         raced = max((count for count in range(1, most + 1) if fare(count, sizes) <= runs), default=1)
         sets = max(2, min(MAX_SETS, raced // 2))
+        blocks = ANSWERS * problem.slots // sizes[0]
+        alone = max(1, min(sets, raced // 2, blocks))
         return cls(
             block=sizes[0],
             turn=max(problem.slots, runs // TURNS),
             trials=max(1, raced // 2),
-            alone=max(1, min(sets, raced // 2, problem.slots // sizes[0])),
+            alone=alone,
+            opening=min(n, sizes[0] * max(1, blocks // alone)),
             sets=sets,
             proposals=max(2, min(len(TIPS), raced // (4 * parts))),
         )
@@ -232,7 +239,7 @@ def turned(board: Scoreboard, plan: Plan, order: Sequence[Example]) -> Turned:
 def begin(board: Scoreboard, candidates: Sequence[Candidate], plan: Plan, orders: Turned) -> Steps[None]:
     """Begin the first trials; and the seed on all of validation, where that is no great part of the budget."""
     for each in candidates:
-        examples = orders.first(each, plan.block)
+        examples = orders.first(each, plan.opening)
         if board.cost([each], examples) <= board.runs_left // 2:
             yield from board.begin(each, examples)
     if candidates and board.runs_left >= SEED_RUNS * len(board.validation):
@@ -279,7 +286,8 @@ def promising(
 ) -> dict[Candidate, Sequence[Example]]:
     """The candidates with the highest bounds, each with some examples more, for one turn.
 
-    What it takes to run the one that leads on all examples is left.
+    What it takes to run the one that leads on all examples is left. A turn that would fill fewer than half of the slots
+    is not taken: it lasts as long as any, and the leaders can use what it costs.
     """
     beliefs = believed(board, space, rng=rng)
     leaders = leading(board, beliefs, space)[:1]
@@ -298,7 +306,7 @@ def promising(
         spent += price
         if spent >= plan.turn:
             break
-    return chosen
+    return chosen if spent >= board.problem.slots // 2 else {}
 
 
 # What is believed

@@ -199,14 +199,15 @@ class Contest:
 
         Args:
             entrants: Who runs on what, in this order; who was stopped does not. The seed runs on all of it too.
-            leave: Share of these runs that may still be under way when it ends, no more than there are slots. What
-                comes next is then decided without them, and no slot waits for the slowest.
+            leave: Share of these runs, or of as many as there are slots, that may still be under way when it ends; no
+                more than there are slots. What comes next is decided without them, and no slot waits for the slowest.
         """
         board = self._board
         for each in entrants:
             self._before.setdefault(each, len(board.scores(each)))
         todo = {each: board.missing(each, examples) for each, examples in entrants.items()}
         runs, level = sum(map(len, todo.values())), 0
+        left = leave * max(runs, board.problem.slots)
         while True:
             racing = [each for each in entrants if each not in board.stopped]
             waiting = [each for each in racing if todo[each]]
@@ -216,7 +217,7 @@ class Contest:
                 begun, todo[each] = todo[each][:block], todo[each][block:]
                 yield from board.begin(each, begun)
                 continue
-            if not waiting and board.under_way <= min(leave * runs, board.problem.slots):
+            if not waiting and board.under_way <= min(left, board.problem.slots):
                 return
             yield from board.take_up()
             reached = min((len(board.scores(each)) for each in racing), default=0)

@@ -43,7 +43,7 @@ from ratchet.programs import loop
 from ratchet.programs.datasets import Splits
 from ratchet.programs.dspy_program import plain
 from ratchet.run import Run
-from ratchet.settings import Settings, quiet_libraries
+from ratchet.settings import Settings, collect_rarely, quiet_libraries
 from ratchet.storage.memory import MemoryNotebook
 from ratchet.testing.lm_server import SIGNATURE, rows
 
@@ -148,7 +148,8 @@ def measure_dspy(work: Work) -> Found:
 
 
 def measure_ours(work: Work) -> Found:
-    """The engine's runner on a run that is built as every run is."""
+    """The engine's runner on a run that is built as every run is, in a process set up as those of our commands are."""
+    collect_rarely()
     program = PROGRAMS[work.program][0]()
     data = tuple(
         Example(inputs={"text": row["text"]}, labels={"label": row["label"]}) for row in rows(WARM + work.runs)

@@ -20,10 +20,11 @@ def begin(ctx: typer.Context, *, no_mlflow: bool = False) -> Any:
     """What the environment says; from now on libraries are quiet, unless all logs were asked for, and print to standard
     error only."""
     from ratchet.cli.noise import quiet
-    from ratchet.settings import Settings, quiet_libraries
+    from ratchet.settings import Settings, collect_rarely, quiet_libraries
 
     ctx.with_resource(results_alone())
     quiet_libraries()
+    collect_rarely()
     if not ctx.obj:
         quiet()
     changed = ctx.meta.get(FLAGS, {}) | ({"mlflow": False} if no_mlflow else {})

@@ -25,6 +25,7 @@ from dspy.lm15 import Message, Request, Response
 from dspy.utils.exceptions import AdapterParseError
 
 from ratchet.core.problem import canonical
+from ratchet.programs.answers import Answer
 from ratchet.programs.gateway import Ask, is_repeatable
 from ratchet.programs.gateway_lm import GatewayLM
 from ratchet.programs.line import Line
@@ -138,8 +139,8 @@ class CompiledAsk(Ask):
         """Whether the same request is meant to get the same answer."""
         return self._prompt.is_repeatable
 
-    async def send(self, line: Line, *, patience: float) -> tuple[Response, float | None]:
-        """Send it once; the response and DSPy's estimate of its dollars."""
+    async def send(self, line: Line, *, patience: float) -> Answer:
+        """Send it once."""
         found = self._prompt.letter(line)
         if found is None or line is not self._prompt.line:
             return await line.send(self.request, patience=patience)

@@ -31,10 +31,13 @@ from ratchet.programs.parts import copied, replace_lms
 from ratchet.programs.tools import Calls, Toolboxes, written
 
 _KEPT_MODULES = 16
+_JSON = (str, int, float, bool)
 
 
 def plain(value: Any) -> Any:
     """``value`` as JSON data."""
+    if value is None or type(value) in _JSON:
+        return value
     if isinstance(value, dspy.Example | dspy.Prediction):
         return {name: plain(part) for name, part in value.toDict().items()}
     if isinstance(value, dspy.Image):
@@ -45,9 +48,7 @@ def plain(value: Any) -> Any:
         return {str(name): plain(part) for name, part in value.items()}
     if isinstance(value, list | tuple | set):
         return [plain(part) for part in value]
-    if value is None or isinstance(value, str | int | float | bool):
-        return value
-    return str(value)
+    return value if isinstance(value, str | int | float) else str(value)
 
 
 def state_of(module: dspy.Module, *, tune_tools: bool = False) -> dict[str, PredictorState]:
@@ -195,7 +196,7 @@ class DspyProgram:
         self._inputs = converters(module)
         self._async = _is_async(type(module))
         self._blocks = False
-        self._built: OrderedDict[str, dspy.Module] = OrderedDict()
+        self._built: OrderedDict[str, tuple[dspy.Module, _Names]] = OrderedDict()
 
     def _through_the_gateway(self, lm: dspy.BaseLM) -> dspy.BaseLM:
         if isinstance(lm, GatewayLM):
@@ -214,15 +215,20 @@ class DspyProgram:
 
     def build(self, candidate: Candidate) -> dspy.Module:
         """The program with ``candidate`` as its state."""
+        return self._named(candidate)[0]
+
+    def _named(self, candidate: Candidate) -> tuple[dspy.Module, _Names]:
+        """The program with ``candidate`` as its state, and the names of its predictors."""
         if candidate.key in self._built:
             self._built.move_to_end(candidate.key)
             return self._built[candidate.key]
-        module = self._built[candidate.key] = compile_predictors(applied(self.module, candidate))
+        module = compile_predictors(applied(self.module, candidate))
         if self.tune_tools:
             Toolboxes(module).record()
+        built = self._built[candidate.key] = (module, _Names(module))
         if len(self._built) > _KEPT_MODULES:
             self._built.popitem(last=False)
-        return module
+        return built
 
     def export(self, candidate: Candidate) -> dspy.Module:
         """The user's own program with ``candidate`` as its state, free of Ratchet."""
@@ -234,7 +240,7 @@ class DspyProgram:
         Raises:
             RatchetError: the gateway was halted; nothing the program did becomes a score then.
         """
-        module = self.build(candidate)
+        module, names = self._named(candidate)
         receipt, judging = Receipt(), Receipt()
         trace: list[Any] = []
         calls = Calls([])
@@ -250,7 +256,7 @@ class DspyProgram:
                     prediction = await asyncio.wait_for(self._call(module, example), self._timeout)
                 except Exception as error:  # the user's program is foreign code
                     failure = _failure(error)
-                    steps = self._failed_steps(module, example, error, receipt, trace)
+                    steps = self._failed_steps(names, example, error, receipt, trace)
             seconds = time.monotonic() - started
             self._gateway.check()
             if prediction is not None:
@@ -275,22 +281,21 @@ class DspyProgram:
             failure=failure,
             feedback=feedback or (failure.message if failure else ""),
             prediction=None if prediction is None else plain(prediction),
-            trace=calls.among(steps or _steps(module, trace)),
+            trace=calls.among(steps or _steps(names, trace)),
             usage=_with_latency(receipt, outside),
             replies=(*receipt.keys, *judging.keys),
         )
 
     def _failed_steps(
-        self, module: dspy.Module, example: Example, error: Exception, receipt: Receipt, trace: list[Any]
+        self, names: _Names, example: Example, error: Exception, receipt: Receipt, trace: list[Any]
     ) -> tuple[Step, ...]:
         """The steps that went well, then the one that failed, with what it was given and what the LM wrote."""
-        done = _steps(module, trace)
-        predictors = module.named_predictors()
+        done = _steps(names, trace)
         signature = getattr(error, "signature", None)
-        failed = [name for name, predictor in predictors if predictor.signature is signature]
+        failed = [name for name, predictor in names.module.named_predictors() if predictor.signature is signature]
         ran = {step.predictor for step in done}
-        names = failed or [each.name for each in self.specs]
-        name = next((name for name in names if name not in ran), names[0])
+        likely = failed or [each.name for each in self.specs]
+        name = next((name for name in likely if name not in ran), likely[0])
         spec = next(spec for spec in self.specs if spec.name == name)
         inputs = {field.name: example.inputs[field.name] for field in spec.inputs if field.name in example.inputs}
         raw = getattr(error, "lm_response", None) or (receipt.texts[-1] if receipt.texts else "")
@@ -402,13 +407,35 @@ def _failure(error: Exception) -> Failure:
     return Failure(kind="raised", message=message[:500])
 
 
-def _steps(module: dspy.Module, trace: list[Any]) -> tuple[Step, ...]:
-    predictors = module.named_predictors()
-    names = {id(predictor): name for name, predictor in predictors}
-    # Wrappers such as dspy.Refine run copies; a predictor's stage is drawn when it is made, and its copies keep it.
-    stages = Counter(predictor.stage for _, predictor in predictors)
-    copies = {predictor.stage: name for name, predictor in predictors if stages[predictor.stage] == 1}
-    named = ((names.get(id(each)) or copies.get(each.stage), inputs, outputs) for each, inputs, outputs in trace)
+class _Names:
+    """What the predictors of a module are called, found out once for all its runs."""
+
+    def __init__(self, module: dspy.Module) -> None:
+        self.module = module
+        self._look()
+
+    def _look(self) -> None:
+        self._predictors = self.module.named_predictors()  # kept, so that no other object gets the id of one of them
+        self._names = {id(predictor): name for name, predictor in self._predictors}
+        # Wrappers such as dspy.Refine run copies; a predictor's stage is drawn when it is made, and its copies keep it.
+        stages = Counter(predictor.stage for _, predictor in self._predictors)
+        self._copies = {each.stage: name for name, each in self._predictors if stages[each.stage] == 1}
+
+    def of(self, predictor: dspy.Predict) -> str | None:
+        """The name of ``predictor``, or of what it is a copy of; None for one that is no part of the module."""
+        found = self._known(predictor)
+        if found is None:
+            self._look()  # programs may make predictors while they run
+            found = self._known(predictor)
+        return found
+
+    def _known(self, predictor: dspy.Predict) -> str | None:
+        return self._names.get(id(predictor)) or self._copies.get(predictor.stage)
+
+
+def _steps(names: _Names, trace: list[Any]) -> tuple[Step, ...]:
     return tuple(
-        Step(predictor=name, inputs=plain(inputs), outputs=plain(outputs)) for name, inputs, outputs in named if name
+        Step(predictor=name, inputs=plain(inputs), outputs=plain(outputs))
+        for predictor, inputs, outputs in trace
+        if (name := names.of(predictor)) is not None
     )

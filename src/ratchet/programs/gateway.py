@@ -10,7 +10,6 @@ All of it happens on the process's one event loop; threads and other loops wait 
 from __future__ import annotations
 
 import asyncio
-import json
 import math
 import random
 import threading
@@ -19,12 +18,9 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from itertools import count
-from typing import Any
 
 import dspy
-import orjson
-from dspy._vendor.lm15.serde import response_to_dict
-from dspy.lm15 import InvalidRequestError, Request, Response
+from dspy.lm15 import InvalidRequestError, Request
 from dspy.utils.exceptions import (
     ContextWindowExceededError,
     LMError,
@@ -40,6 +36,7 @@ from ratchet.core.errors import BudgetSpent, LmUnavailable, RatchetError
 from ratchet.core.evaluation import Usage
 from ratchet.core.problem import content_hash
 from ratchet.programs import telemetry
+from ratchet.programs.answers import Answer
 from ratchet.programs.journal import Heritage, Journal, Reply
 from ratchet.programs.ledger import Halt, Ledger, Limits
 from ratchet.programs.line import Line
@@ -141,8 +138,8 @@ class Ask:
         """Whether the same request is meant to get the same answer."""
         return is_repeatable(self._request)
 
-    async def send(self, line: Line, *, patience: float) -> tuple[Response, float | None]:
-        """Send it once; the response and DSPy's estimate of its dollars."""
+    async def send(self, line: Line, *, patience: float) -> Answer:
+        """Send it once."""
         return await line.send(self._request, patience=patience)
 
 
@@ -359,7 +356,7 @@ class Gateway(Ledger):
             stage, usd = await self._reserve(line, ask)
             began = self._clock()
             try:
-                response, cost = await ask.send(line, patience=self._patience(line))
+                answer = await ask.send(line, patience=self._patience(line))
             except LMInvalidRequestError as error:
                 turn.succeeded(None)
                 self._give_back(usd)
@@ -373,7 +370,7 @@ class Gateway(Ledger):
                 flight.failing_since = flight.failing_since or began
                 raise
             seconds = self._clock() - began
-            reply = _reply(line, ask.key, stage, response, cost, seconds * 1e3)
+            reply = _reply(line, ask.key, stage, answer, seconds * 1e3)
             turn.succeeded(seconds, reply.prompt_tokens + reply.completion_tokens)
             line.succeeded(self._clock())
             self._give_back(usd - (reply.cost_usd or 0.0))
@@ -575,15 +572,15 @@ def _told(turn: Turn, error: Exception) -> None:
         turn.failed()
 
 
-def _reply(line: Line, key: str, stage: str, response: Response, estimate: float | None, ms: float) -> Reply:
+def _reply(line: Line, key: str, stage: str, answer: Answer, ms: float) -> Reply:
     return Reply(
         key=key,
         role=line.role,
         stage=stage,
-        response=_sayable(response_to_dict(response)),
-        prompt_tokens=response.usage.input_tokens or 0,
-        completion_tokens=response.usage.output_tokens or 0,
-        cost_usd=line.cost(response, estimate),
+        response=answer.response,
+        prompt_tokens=answer.prompt_tokens,
+        completion_tokens=answer.completion_tokens,
+        cost_usd=answer.cost_usd,
         latency_ms=ms,
     )
 
@@ -601,13 +598,3 @@ def _refusal(line: Line, key: str, stage: str, error: LMInvalidRequestError, ms:
         cost_usd=0.0 if line.refusals_are_free else None,
         latency_ms=ms,
     )
-
-
-def _sayable(response: dict[str, Any]) -> dict[str, Any]:
-    """``response`` without halves of surrogate pairs: no LM takes them in a prompt, and no signature holds them."""
-    try:
-        orjson.dumps(response)
-    except TypeError:  # orjson takes neither surrogates nor anything that is no JSON
-        text = json.dumps(response, ensure_ascii=False, default=str)
-        return dict(json.loads(text.encode(errors="replace")))
-    return response

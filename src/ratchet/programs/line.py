@@ -21,6 +21,7 @@ from dspy.clients.model_metadata import model_info, rate
 from dspy.lm15 import Request, Response
 
 from ratchet.core.problem import content_hash
+from ratchet.programs.answers import Answer, text_in
 from ratchet.programs.journal import Role
 from ratchet.programs.wire import Letter, Wire
 
@@ -210,8 +211,8 @@ class Line:
             self._wire, self._wire_known = Wire.of(self._lm, request), True
         return self._wire
 
-    async def send(self, request: Request, *, patience: float) -> tuple[Response, float | None]:
-        """Send ``request`` once, on the event loop; the response and DSPy's estimate of its dollars.
+    async def send(self, request: Request, *, patience: float) -> Answer:
+        """Send ``request`` once, on the event loop.
 
         Args:
             patience: Seconds to wait for the answer.
@@ -229,26 +230,29 @@ class Line:
         if isinstance(lm, dspy.LM) and not isinstance(lm.engine, str) and lm._async_engine_spec is None:
             return await asyncio.to_thread(self._send, lm, request)
         result = await aexecute(lm, prepare(lm, request, None, {}, asynchronous=True))
-        return result.typed(request, getattr(lm, "model_type", "chat")), result.cost
+        return self._answer(result.typed(request, getattr(lm, "model_type", "chat")), result.cost)
 
-    def _send(self, lm: dspy.LM, request: Request) -> tuple[Response, float | None]:
+    def _send(self, lm: dspy.LM, request: Request) -> Answer:
         result = execute(lm, prepare(lm, request, None, {}))
-        return result.typed(request, lm.model_type), result.cost
+        return self._answer(result.typed(request, lm.model_type), result.cost)
 
-    async def exchange(
-        self, wire: Wire, letter: Letter, body: bytes, *, patience: float
-    ) -> tuple[Response, float | None]:
-        """Send a letter once; the response and DSPy's estimate of its dollars."""
-        response = await wire.exchange(letter, body, patience=self._lm.kwargs.get("timeout") or patience)
-        if self._given_price is not None or self.price is None:
-            return response, None
-        return response, _estimate(response, wire.provider, letter.request)
-
-    def cost(self, response: Response, estimate: float | None) -> float | None:
-        """Dollars of ``response``, or None when the price is not known."""
+    def _answer(self, response: Response, estimate: float | None) -> Answer:
+        """``response`` with its dollars: by the price we were given, else as DSPy estimates them."""
         if self._given_price is None:
-            return estimate
-        return self._given_price.of(response.usage.input_tokens or 0, response.usage.output_tokens or 0)
+            return Answer.of(response, estimate)
+        usage = response.usage
+        return Answer.of(response, self._given_price.of(usage.input_tokens or 0, usage.output_tokens or 0))
+
+    async def exchange(self, wire: Wire, letter: Letter, body: bytes, *, patience: float) -> Answer:
+        """Send ``letter`` with ``body`` once."""
+        reply = await wire.exchange(letter, body, patience=self._lm.kwargs.get("timeout") or patience)
+        given, estimated = self._given_price, self._given_price is None and self.price is not None
+        if not estimated and letter.is_plain and (text := text_in(reply.body)) is not None:
+            usage = text.get("usage", {})
+            prompt, completion = usage.get("input_tokens", 0), usage.get("output_tokens", 0)
+            return Answer(text, prompt, completion, None if given is None else given.of(prompt, completion))
+        response = wire.read(letter, reply)
+        return self._answer(response, _estimate(response, wire.provider, letter.request) if estimated else None)
 
     def reservation(self, request: Request) -> float:
         """An upper bound of the dollars ``request`` can cost; 0 when the price is not known."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import atexit
 import threading
+from collections import deque
 from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -32,6 +33,29 @@ class WouldBlockError(BaseException):
 
 _starting = threading.Lock()
 _loops: list[asyncio.AbstractEventLoop] = []
+
+
+class _Letterbox:
+    """What threads want called on the loop. Only who finds it empty wakes the loop, since that costs a system call."""
+
+    def __init__(self) -> None:
+        self._calls: deque[Callable[[], None]] = deque()
+        self._rung = False
+
+    def put(self, call: Callable[[], None]) -> None:
+        """Have ``call``, which raises nothing, called on the loop."""
+        self._calls.append(call)
+        if not self._rung:
+            self._rung = True
+            house_loop().call_soon_threadsafe(self._empty)
+
+    def _empty(self) -> None:
+        self._rung = False  # first: whatever comes from now on rings again
+        while self._calls:
+            self._calls.popleft()()
+
+
+_letterbox = _Letterbox()
 
 
 def house_loop() -> asyncio.AbstractEventLoop:
@@ -128,7 +152,7 @@ def wait_for(begin: Callable[[], asyncio.Future[T]]) -> T:
         else:
             futures[0].add_done_callback(lambda _: ended.release())
 
-    house_loop().call_soon_threadsafe(start)
+    _letterbox.put(start)
     ended.acquire()
     if errors:
         raise errors[0]

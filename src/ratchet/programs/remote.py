@@ -27,6 +27,7 @@ from ratchet.core.patience import retry_after
 from ratchet.core.problem import canonical
 from ratchet.programs.agent_faults import QUOTED, failed, too_long
 from ratchet.programs.agent_spec import AgentSpec, Component, Output, Unreadable
+from ratchet.programs.answers import Answer
 from ratchet.programs.journal import Role
 from ratchet.programs.line import Line
 from ratchet.programs.loop import arun, run
@@ -193,13 +194,10 @@ class RemoteLine(Line):
         self._engine: _Engine = lm.engine
         self._spec = lm.spec
 
-    async def send(self, request: Request, *, patience: float) -> tuple[Response, float | None]:
-        """Call the agent once; its own timeout holds."""
-        return await self._engine.call(request), None
-
-    def cost(self, response: Response, estimate: float | None) -> float | None:
-        """Dollars as the reply tells them."""
-        return self._spec.used(response.message.text or "")[2]
+    async def send(self, request: Request, *, patience: float) -> Answer:
+        """Call the agent once; its own timeout holds, and its reply tells the dollars."""
+        response = await self._engine.call(request)
+        return Answer.of(response, self._spec.used(response.message.text or "")[2])
 
 
 class Text(dspy.Predict):  # type: ignore[misc]

@@ -20,6 +20,7 @@ import dspy
 from dspy import lm15
 from dspy._vendor.lm15.providers.async_base import AsyncBaseProviderLM, AsyncOpenAIChatLM
 from dspy._vendor.lm15.providers.base import HttpResponse, _client_side_stop
+from dspy._vendor.lm15.providers.openai_chat import OpenAIChatLM
 from dspy.clients.engines.lm15_engine import AsyncLM15Engine
 from dspy.clients.errors import error_boundary
 from dspy.clients.execution import PreparedCall, _select_engine
@@ -43,6 +44,7 @@ class Letter:
         request: What it was built from, with the model's name at the provider.
         target: DSPy's mapping for the provider.
         adaptations: What the provider's interface made of it that differs from what was asked.
+        is_plain: Whether DSPy reads nothing into the answer but what stands in a chat completion.
     """
 
     url: str
@@ -52,6 +54,7 @@ class Letter:
     request: Request
     target: AsyncBaseProviderLM
     adaptations: Sequence[Any]
+    is_plain: bool
 
 
 class Wire:
@@ -104,25 +107,48 @@ class Wire:
                 return None  # DSPy may know another way
             if _client_side_stop(adaptations):
                 return None
-        proxy = proxy_of(built.url)
-        return Letter(built.url, proxy, CIMultiDict(built.headers), built.body, routed, target, adaptations)
+        return Letter(
+            url=built.url,
+            proxy=proxy_of(built.url),
+            headers=CIMultiDict(built.headers),
+            body=built.body,
+            request=routed,
+            target=target,
+            adaptations=adaptations,
+            is_plain=_is_plain(inner, routed) and not inner._visible(adaptations, policy=target.adaptations),
+        )
 
-    async def exchange(self, letter: Letter, body: bytes, *, patience: float) -> Response:
-        """Send ``letter`` with ``body`` once, and read the answer.
+    async def exchange(self, letter: Letter, body: bytes, *, patience: float) -> HttpResponse:
+        """Send ``letter`` with ``body`` once; what came back, which ``read`` can read.
 
         Args:
             patience: Seconds to wait for it.
 
         Raises:
-            LMError: what came back is no answer, or nothing came back.
+            LMError: what came back is an error, or nothing came back.
         """
-        target = letter.target
         with error_boundary(self._model, provider=self.provider, unexpected=True):
             reply = await _post(letter, body, patience, self.provider)
             if reply.status >= 400:
-                raise target._inner._http_error(reply)
-            parsed = target._inner.parse_response(letter.request, reply)
-            return target._inner._finish_response(letter.request, parsed, letter.adaptations, policy=target.adaptations)
+                raise letter.target._inner._http_error(reply)
+            return reply
+
+    def read(self, letter: Letter, reply: HttpResponse) -> Response:
+        """What DSPy reads in the answer to ``letter``.
+
+        Raises:
+            LMError: it is no answer.
+        """
+        inner = letter.target._inner
+        with error_boundary(self._model, provider=self.provider, unexpected=True):
+            parsed = inner.parse_response(letter.request, reply)
+            return inner._finish_response(letter.request, parsed, letter.adaptations, policy=letter.target.adaptations)
+
+
+def _is_plain(inner: Any, request: Request) -> bool:
+    if getattr(type(inner), "parse_response", None) is not OpenAIChatLM.parse_response:
+        return False
+    return inner._wire_request(request).config.response_format is None
 
 
 @cache

@@ -21,7 +21,7 @@ from ratchet.core.errors import BadRequest, where
 from ratchet.desk import Desk
 from ratchet.service.app import create_app
 from ratchet.service.live import Pulse
-from ratchet.settings import Settings
+from ratchet.settings import Settings, collect_rarely
 
 STOPPING_SECONDS = 30
 WORKER_NICENESS = 5
@@ -29,11 +29,6 @@ WORKER_NICENESS = 5
 SWITCH_SECONDS = 0.0005
 """How long a thread that computes keeps the others waiting; Python's own 5 ms is what each query of a request would
 cost beside a thousand optimizations at work in the same process."""
-
-
-COLLECT_AFTER = (5_000, 5, 200)
-"""Thresholds of Python's cycle collector. With its own, 700, 10 and 10, it went through the whole heap 51 times while
-300 optimizations ran, for up to 0.9 s each in which no other thread could run, and freed next to nothing."""
 
 
 class _Server(uvicorn.Server):
@@ -147,7 +142,7 @@ def work(settings: Settings, *, say: Callable[[str], None]) -> None:
 def _set_up_interpreter() -> None:
     """Have this process be one of many optimizations, beside requests that do not want to wait."""
     sys.setswitchinterval(SWITCH_SECONDS)
-    gc.set_threshold(*COLLECT_AFTER)
+    collect_rarely()
     gc.freeze()  # what was imported stays
 
 

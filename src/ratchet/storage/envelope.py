@@ -28,16 +28,21 @@ class _Nonces:
         self._size = at_once * NONCE_BYTES
         self._drawn = b""
         self._next = 0
-        self._process = 0
         self._lock = threading.Lock()
+        os.register_at_fork(after_in_child=self._forget)
 
     def take(self) -> bytes:
         """One that was never taken, not by a forked process either."""
         with self._lock:
-            if self._next == len(self._drawn) or self._process != os.getpid():
-                self._drawn, self._next, self._process = os.urandom(self._size), 0, os.getpid()
+            if self._next == len(self._drawn):
+                self._drawn, self._next = os.urandom(self._size), 0
             self._next += NONCE_BYTES
             return self._drawn[self._next - NONCE_BYTES : self._next]
+
+    def _forget(self) -> None:
+        """Draw anew, in a forked process; whoever held the lock is not in it."""
+        self._drawn, self._next = b"", 0
+        self._lock = threading.Lock()
 
 
 _NONCES = _Nonces()

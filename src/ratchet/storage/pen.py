@@ -38,7 +38,8 @@ class Pen:
         self._transact = transact
         self._waiting: list[Write] = []
         self._safe: Future[None] = _done()
-        self._changed = threading.Condition()
+        self._lock = threading.Lock()
+        self._changed = threading.Condition(self._lock)
         self._failed: dict[str, RatchetError] = {}
         self._thread: threading.Thread | None = None
         self._closed = False
@@ -49,7 +50,7 @@ class Pen:
         Raises:
             RatchetError: something that ``who`` wrote before could not be kept.
         """
-        with self._changed:
+        with self._lock:
             self._check(who)
             if not self._waiting:
                 self._safe = Future()
@@ -63,7 +64,7 @@ class Pen:
 
     def settled(self, who: str) -> Future[None]:
         """Done when everything written so far is safe; it raises what ``write`` would."""
-        with self._changed:
+        with self._lock:
             self._check(who)
             return self._safe
 
@@ -76,22 +77,22 @@ class Pen:
         with suppress(RatchetError):
             self._safe.result()
         if who is not None:
-            with self._changed:
+            with self._lock:
                 self._check(who)
 
     def revoke(self, who: str, error: RatchetError) -> None:
         """Have everything that ``who`` writes from now on refused with ``error``."""
-        with self._changed:
+        with self._lock:
             self._failed[who] = error
 
     def forgive(self, who: str) -> None:
         """Let ``who`` begin anew after something of theirs could not be kept."""
-        with self._changed:
+        with self._lock:
             self._failed.pop(who, None)
 
     def check(self, who: str) -> None:
         """Raise what ``write`` would."""
-        with self._changed:
+        with self._lock:
             self._check(who)
 
     def close(self) -> None:

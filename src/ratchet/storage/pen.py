@@ -2,6 +2,8 @@
 
 A transaction costs about the same for one row and for fifty. Whoever writes does not wait; whoever must know that what
 was written is safe waits for ``settled``. A crash leaves a beginning of what was written, never a part with holes.
+Within a transaction the rows of one statement go together, in their order: no statement here minds what another one of
+the same transaction did before it.
 """
 
 from __future__ import annotations
@@ -11,7 +13,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
-from itertools import groupby
 from typing import Any
 
 import sqlalchemy as sa
@@ -119,10 +120,11 @@ class Pen:
             with self._changed:
                 batch, self._waiting = self._waiting, []
                 safe = self._safe
-            groups = groupby(batch, key=lambda write: id(write[1]))
-            parts = [(rows[0][1], [values for _, _, values in rows]) for rows in (list(group) for _, group in groups)]
+            parts: dict[int, tuple[sa.Executable, list[Mapping[str, Any]]]] = {}
+            for _, statement, values in batch:
+                parts.setdefault(id(statement), (statement, []))[1].append(values)
             try:
-                self._transact(parts)
+                self._transact(list(parts.values()))
             except Exception as error:  # the thread's outermost turn: whoever waits must hear of it, whatever it is
                 cause = error if isinstance(error, RatchetError) else StorageUnavailable(f"a write failed: {error!r}")
                 with self._changed:

@@ -71,25 +71,54 @@ def _gepa(c: Compilation) -> dspy.Module:
 
 
 def _miprov2(c: Compilation) -> dspy.Module:
-    size = min(25, len(c.validation))
-    trials = max(2, (c.runs - len(c.validation)) // (size + len(c.validation) // 5 + 1))
+    sets, trials, size = mipro_plan(c.runs, len(c.validation), parts=len(c.student.predictors()))
     optimizer = dspy.MIPROv2(
         metric=c.metric,
         prompt_model=c.reflection,
         task_model=c.task,
         auto=None,
-        num_candidates=max(2, min(6, trials // 2)),
+        num_candidates=sets,
         num_threads=c.threads,
         seed=c.seed or 9,
     )
+    optimizer.num_instruct_candidates = sets // 2
     return optimizer.compile(
         c.student,
-        trainset=c.train,
+        # While nothing succeeds, bootstrapping goes through all there is.
+        trainset=c.train[: max(TRIED_PER_SET, c.runs // 4)],
         valset=c.validation,
         num_trials=trials,
         minibatch=size < len(c.validation),
         minibatch_size=size,
     )
+
+
+TRIED_PER_SET = 8
+"""Training examples that a bootstrapped demo set takes, where half of the runs succeed."""
+MIPRO_SETS = (18, 12, 6, 4)
+"""Demo sets to choose from: as many as in heavy, medium and light runs of ``dspy.MIPROv2``, or fewer."""
+MIPRO_MINIBATCHES = (5, 10, 25)
+"""Examples of a trial: the fewest, the fewest for which more demo sets are tried, and the most."""
+
+
+def mipro_plan(runs: int, validation: int, *, parts: int) -> tuple[int, int, int]:
+    """Demo sets, trials and minibatch of ``dspy.MIPROv2`` for so many runs: its own run modes, as far as they carry.
+
+    Trials follow from demo sets as its authors have it, and every fifth is followed by a full validation.
+
+    >>> mipro_plan(174, 39, parts=1), mipro_plan(1000, 100, parts=1), mipro_plan(80, 20, parts=2)
+    ((4, 8, 8), (12, 18, 25), (4, 5, 5))
+    """
+    fewest, enough, most = MIPRO_MINIBATCHES
+    for sets in MIPRO_SETS:
+        trials = int(max(4 * parts * math.log2(sets), 1.5 * sets))
+        left = runs - TRIED_PER_SET * (sets - 2) - parts * (sets // 2) - 8
+        size = (left - (trials // 5 + 1) * validation) // trials
+        if size >= enough:
+            break
+    if size < fewest:
+        trials = max(2, min(trials, left // (fewest + validation // 5)))
+    return sets, trials, min(validation, most, max(fewest, size))
 
 
 def _simba(c: Compilation) -> dspy.Module:

@@ -46,17 +46,13 @@ def optimize(task: Task, algorithm: str, *, models: Path, max_calls: int, work: 
     if (out / "result.json").exists():
         stored: dict[str, Any] = json.loads((out / "result.json").read_text(encoding="utf-8"))
         return stored
+    files = task.write(work / "data")
+    asked = {"target": task.target, "train": str(files["train"]), "algorithms": [algorithm], "max_calls": max_calls}
     listed: list[dict[str, Any]] = ratchet("list", home=home) if home.exists() else []  # type: ignore[assignment]
     for each in listed:
-        options = each["request"].get("options", {})
-        same = (options.get("target"), options.get("algorithms"), options.get("max_calls")) == (
-            task.target,
-            [algorithm],
-            max_calls,
-        )
+        same = asked.items() <= each["request"].get("options", {}).items()
         if same and each["status"] in ("running", "cancelled", "failed"):
             return ratchet("resume", each["id"], "--out", str(out), home=home)
-    files = task.write(work / "data")
     return ratchet(
         *("optimize", task.target, "--metric", task.metric, "--algorithm", algorithm, "--no-mlflow", "--force"),
         "--no-warm-start",  # an algorithm must not profit from what another one found

@@ -85,7 +85,7 @@ def _miprov2(c: Compilation) -> dspy.Module:
     return optimizer.compile(
         c.student,
         # While nothing succeeds, bootstrapping goes through all there is.
-        trainset=c.train[: max(TRIED_PER_SET, c.runs // 4)],
+        trainset=c.train[: max(8, c.runs // 4)],
         valset=c.validation,
         num_trials=trials,
         minibatch=size < len(c.validation),
@@ -93,8 +93,6 @@ def _miprov2(c: Compilation) -> dspy.Module:
     )
 
 
-TRIED_PER_SET = 8
-"""Training examples that a bootstrapped demo set takes, where half of the runs succeed."""
 MIPRO_SETS = (18, 12, 6, 4)
 """Demo sets to choose from: as many as in heavy, medium and light runs of ``dspy.MIPROv2``, or fewer."""
 MIPRO_MINIBATCHES = (5, 10, 25)
@@ -104,20 +102,20 @@ MIPRO_MINIBATCHES = (5, 10, 25)
 def mipro_plan(runs: int, validation: int, *, parts: int) -> tuple[int, int, int]:
     """Demo sets, trials and minibatch of ``dspy.MIPROv2`` for so many runs: its own run modes, as far as they carry.
 
-    Trials follow from demo sets as its authors have it, and every fifth is followed by a full validation.
+    Trials follow from demo sets as its authors have it, and every fifth is followed by a full validation. Nothing is
+    set aside for bootstrapping and proposals: trials that come back to a combination cost nothing, and so pay for them.
 
-    >>> mipro_plan(174, 39, parts=1), mipro_plan(1000, 100, parts=1), mipro_plan(80, 20, parts=2)
-    ((4, 8, 8), (12, 18, 25), (4, 5, 5))
+    >>> mipro_plan(174, 39, parts=1), mipro_plan(1000, 100, parts=1), mipro_plan(60, 20, parts=2)
+    ((4, 8, 16), (18, 27, 18), (4, 6, 5))
     """
     fewest, enough, most = MIPRO_MINIBATCHES
     for sets in MIPRO_SETS:
         trials = int(max(4 * parts * math.log2(sets), 1.5 * sets))
-        left = runs - TRIED_PER_SET * (sets - 2) - parts * (sets // 2) - 8
-        size = (left - (trials // 5 + 1) * validation) // trials
+        size = (runs - trials // 5 * validation) // trials
         if size >= enough:
             break
     if size < fewest:
-        trials = max(2, min(trials, left // (fewest + validation // 5)))
+        trials = max(2, min(trials, runs // (fewest + validation // 5)))
     return sets, trials, min(validation, most, max(fewest, size))
 
 

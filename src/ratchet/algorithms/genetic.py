@@ -106,7 +106,7 @@ class Sizes:
         at_once: Births under way side by side.
 
     >>> Sizes.of(400, validation=30, slots=8), Sizes.of(1200, validation=1, slots=64).population
-    (Sizes(block=7, population=8, at_once=3), 24)
+    (Sizes(block=7, population=8, at_once=4), 24)
     """
 
     block: int
@@ -123,7 +123,7 @@ class Sizes:
             block=block,
             population=population or max(LEAST_MEMBERS, round(math.sqrt(births))),
             # None can learn from those beside it: of all births no more side by side than one after another.
-            at_once=min(2 + slots // block, max(1, round(math.sqrt(births)))),
+            at_once=min(2 + math.ceil(slots / block), max(1, round(math.sqrt(births)))),
         )
 
 

@@ -29,8 +29,8 @@ STOCK = 12
 LEAST_RATE = 0.05
 """The share of children that an operator makes at least."""
 LEARNING = 0.3
-"""How much the last child counts for the rate of its operator. With 0.1 two operators in eight whose children were worth
-nothing still made a fifth of them; see docs/decisions/0020."""
+"""How much the last child counts for the rate of its operator. With 0.1 two operators in eight whose children were
+worth nothing still made a fifth of them; see docs/decisions/0020."""
 
 WISHES = (
     "Say what the job is and how to do it well.",

@@ -12,7 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ratchet.algorithms.gepa import LONGEST_INSTRUCTIONS, best_counts, gepa, merge_of, quotes, reflection_prompt
+from ratchet.algorithms.gepa import LONGEST_INSTRUCTIONS, best_counts, gepa, merge_of
+from ratchet.algorithms.reflection import quotes, reflection_prompt
 from ratchet.core.algorithm import Algorithm, Evaluate, Generate, Reply, Request, Search, Start, Together, Wait
 from ratchet.core.errors import BudgetSpent
 from ratchet.core.evaluation import Evaluation, Evaluations, Failure, Step

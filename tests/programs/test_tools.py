@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ratchet.algorithms.gepa import reflection_prompt
 from ratchet.algorithms.instruction import read_instruction
+from ratchet.algorithms.reflection import reflection_prompt
 from ratchet.core.errors import BadRequest
 from ratchet.core.evaluation import Evaluation, Evaluations, Failure, Step
 from ratchet.core.problem import Budget, Candidate, Example, PredictorState, Problem

@@ -14,7 +14,7 @@ import random
 from dataclasses import dataclass, field
 
 from ratchet.algorithms.demos import MAX_DEMOS, spread
-from ratchet.algorithms.gepa import Runs
+from ratchet.algorithms.runs import Runs
 from ratchet.algorithms.scoreboard import BOOTSTRAP_SHARE, FINALISTS, FIRST_ROWS, LEADERS, Scoreboard, gather
 from ratchet.algorithms.variation import FOUNDERS, Rates, Variation, essence
 from ratchet.core.algorithm import Algorithm, Parts, Steps

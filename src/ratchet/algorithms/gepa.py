@@ -10,17 +10,16 @@ from dataclasses import dataclass, field
 from itertools import combinations
 
 from ratchet.algorithms.instruction import is_code, read_instruction
-from ratchet.algorithms.text import clip, text_prompt
-from ratchet.core.algorithm import Algorithm, Parts, Steps, both, evaluate, generate
+from ratchet.algorithms.reflection import quotes, reflection_prompt
+from ratchet.algorithms.runs import Runs
+from ratchet.core.algorithm import Algorithm, Parts, Steps, both, generate
 from ratchet.core.errors import BudgetSpent
-from ratchet.core.evaluation import Evaluation, Evaluations, Step
+from ratchet.core.evaluation import Evaluations
 from ratchet.core.pareto import pareto_front
-from ratchet.core.problem import Candidate, Example, Fields, FieldSpec, Problem
+from ratchet.core.problem import Candidate, Example, Problem
 
 LONGEST_INSTRUCTIONS = 4000
 """Characters; a longer rewrite is a reflection LM that lost its thread."""
-QUOTATION = 20
-"""Characters from which an input value that reappears in instructions was copied rather than understood."""
 ROUND = 4
 """Proposals of which one child is validated, the most promising, and one may be a merge."""
 ROUND_SHARE = 1 / 10
@@ -115,59 +114,6 @@ def at_once(problem: Problem, minibatch: int) -> int:
     validation = len(problem.validation)
     affordable = (problem.budget.runs - validation) / (2 * minibatch + 1 + validation / ROUND)
     return min(1 + problem.slots // minibatch, max(1, round(math.sqrt(max(0.0, affordable)))))
-
-
-@dataclass(slots=True)
-class Runs:
-    """Every run seen so far, so that none is asked for again, counted against ``limit``; texts count as well."""
-
-    limit: int
-    used: int = 0
-    asked: set[tuple[str, str]] = field(default_factory=set)  # by candidate and example
-    seen: dict[tuple[str, str], Evaluation] = field(default_factory=dict)
-
-    @property
-    def left(self) -> int:
-        """Runs that may still be asked for."""
-        return self.limit - self.used
-
-    def close(self) -> None:
-        """Ask for nothing more."""
-        self.limit = self.used
-
-    def pay(self, runs: int) -> None:
-        """Count what is about to be asked for.
-
-        Raises:
-            BudgetSpent: it is more than what is left.
-        """
-        if runs > self.left:
-            raise BudgetSpent(used=self.used, limit=self.limit)
-        self.used += runs
-
-    def evaluate(self, candidate: Candidate, examples: Sequence[Example]) -> Steps[Evaluations]:
-        """Evaluations of ``candidate`` on ``examples``, of which only the unseen are asked for."""
-        unseen = [example for example in dict.fromkeys(examples) if (candidate.key, example.key) not in self.seen]
-        new = {(candidate.key, example.key) for example in unseen} - self.asked
-        self.pay(len(new))
-        self.asked |= new
-        if unseen:
-            rows = yield from evaluate(candidate, unseen)
-            self.seen.update({(candidate.key, row.example.key): row for row in rows})
-        return self.known(candidate, examples)
-
-    def known(self, candidate: Candidate, examples: Sequence[Example]) -> Evaluations:
-        """What was seen of ``candidate`` on ``examples``.
-
-        Raises:
-            KeyError: one of them was not run.
-        """
-        return Evaluations(tuple(self.seen[candidate.key, example.key] for example in examples))
-
-    def below(self, candidate: Candidate, examples: Sequence[Example], score: float) -> list[Example]:
-        """Those of ``examples`` on which ``candidate`` is known to score less than ``score``."""
-        rows = (self.seen.get((candidate.key, example.key)) for example in examples)
-        return [row.example for row in rows if row is not None and row.counted < score]
 
 
 @dataclass(slots=True)
@@ -500,73 +446,3 @@ def merge_of(ancestor: Candidate, better: Candidate, worse: Candidate) -> Candid
     }
     child = Candidate(predictors=predictors, parents=(better.key, worse.key), origin="gepa: merge")
     return None if child in (better, worse) else child
-
-
-def quotes(text: str, rows: Evaluations) -> bool:
-    """Whether ``text`` repeats an input of one of ``rows`` word for word."""
-    values = (value for row in rows for value in row.example.inputs.values())
-    return any(isinstance(value, str) and len(value) >= QUOTATION and value in text for value in values)
-
-
-def reflection_prompt(problem: Problem, parent: Candidate, predictor: str, rows: Evaluations, *, shown: int = 4) -> str:
-    """What the reflection LM reads: the predictor, its instructions, and the worst of ``rows`` with their feedback."""
-    spec = problem.predictor(predictor)
-    if spec.text:
-        return text_prompt(problem, spec, parent.predictors[predictor].instructions, rows, shown=shown)
-    worst = sorted(rows, key=lambda row: row.counted)[:shown]
-    runs = "\n\n".join(f"Run {number}\n{_run(row, predictor)}" for number, row in enumerate(worst, start=1))
-    purpose = f"The program: {clip(problem.description)}\n" if problem.description else ""
-    return f"""\
-A language model follows written instructions for the step "{predictor}". Find out from its runs why it failed, then
-rewrite the instructions.
-
-{purpose}It is given: {_fields(spec.inputs)}
-It must answer with: {_fields(spec.outputs)}
-
-Current instructions:
-<instructions>
-{parent.predictors[predictor].instructions}
-</instructions>
-
-{runs}
-
-Write the complete new instructions. State the rules that would have avoided these failures, and keep what works. They
-must hold for inputs nobody has seen: name kinds of cases, do not repeat inputs from the runs. Where the answer is one
-of a few, say what each means and how to tell it from the others. Use plain English and no code. Be specific and brief.
-Answer with the new instructions only; begin with "Your task is"."""
-
-
-def _fields(specs: Sequence[FieldSpec]) -> str:
-    return ", ".join(
-        f"{spec.name} (one of: {clip(', '.join(spec.choices))})" if spec.choices else f"{spec.name} ({spec.type})"
-        for spec in specs
-    )
-
-
-def _run(row: Evaluation, predictor: str) -> str:
-    """One run as lines: what the predictor was given, what it answered, and what was said of it."""
-    step = _telling_step(row, predictor)
-    lines = [_values("given", row.example.inputs if step is None else step.inputs)]
-    if step is not None and step.outputs:
-        lines.append(_values("answered", step.outputs))
-    if step is not None and step.raw and not step.outputs:
-        lines.append(f"answered, but unreadable: {clip(step.raw)}")
-    if row.failure is not None:
-        lines.append(f"failed ({row.failure.kind}): {clip(row.failure.message)}")
-    if row.feedback:
-        lines.append(f"feedback: {clip(row.feedback)}")
-    elif row.example.labels:
-        lines.append(_values("right answer", row.example.labels))
-    lines.append("score: none" if row.score is None else f"score: {row.score:g}")
-    return "\n".join(lines)
-
-
-def _telling_step(row: Evaluation, predictor: str) -> Step | None:
-    """The first step of ``predictor`` that could not be read, or else its last."""
-    steps = [step for step in row.trace if step.predictor == predictor]
-    unread = [step for step in steps if not step.outputs]
-    return next(iter(unread + steps[-1:]), None)
-
-
-def _values(title: str, values: Fields) -> str:
-    return "\n".join(f"{title} {name}: {clip(value)}" for name, value in values.items())

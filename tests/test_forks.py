@@ -137,7 +137,7 @@ def test_a_proven_winner_is_a_challenger_until_it_is_promoted_and_once_only(benc
     result = bench.desk.jobs.result("default", bench.first.id)
     assert result is not None
     assert [(each.state, each.candidate) for each in mine] == [("challenger", result["winner"]["key"])]
-    (ended,) = bench.desk.jobs.latest(bench.first.id, ("ended",)).values()
+    ((_, ended),) = bench.desk.events.first_and_latest(bench.first.id, ("ended",)).values()
     assert ended["version"] == mine[0].id
     same = bench.desk.versions.register(
         actor(), target="sorter", optimization_id=bench.first.id, candidate=mine[0].candidate

@@ -64,7 +64,7 @@ class Shop:
 
     def kinds(self, job: Job) -> list[str]:
         """The kinds of its events, in order."""
-        return [event.kind for event in self.desk.jobs.events(job.id, after=0)]
+        return [event.kind for event in self.desk.events.of(job.id, after=0)]
 
 
 @pytest.fixture
@@ -132,7 +132,7 @@ def test_a_worker_that_stops_leaves_its_work_to_the_next(shop: Shop) -> None:
     shop.close(first)
     handed = shop.now(job)
     assert (handed.status, handed.attempt) == ("queued", 2)
-    assert shop.desk.jobs.workers() == []
+    assert shop.desk.workers.known() == []
     recorded = len(shop.desk.archive.open(job.id).journal.stages())
     assert shop.stub.requests == recorded  # what was under way was waited for, and kept
     shop.begin()
@@ -200,9 +200,9 @@ def test_a_worker_erases_what_is_too_old(shop: Shop) -> None:
 
 def test_a_worker_that_was_taken_for_dead_makes_itself_known_again(shop: Shop) -> None:
     worker = shop.begin()
-    shop.desk.jobs.strike_off(worker.id)
+    shop.desk.workers.strike_off(worker.id)
     end = time.monotonic() + 20
-    while shop.desk.jobs.workers() != [worker.id]:
+    while shop.desk.workers.known() != [worker.id]:
         assert time.monotonic() < end
         time.sleep(0.05)
     assert shop.until(shop.optimize(), ended).status in ("improved", "no_proven_gain")

@@ -64,6 +64,7 @@ def new_worker(desk: Desk, settings: Settings, *, say: Callable[[str], None]) ->
         settings,
         desk.archive,
         desk.jobs,
+        desk.workers,
         desk.versions,
         Dispatcher(settings),
         desk.eraser,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Protocol
@@ -19,7 +19,7 @@ from ratchet.core.access import Actor
 from ratchet.core.errors import BadRequest, Conflict, Missing, UnknownName
 from ratchet.core.lesson import Lesson
 from ratchet.core.request import MetricName
-from ratchet.core.result import ENDED, OptimizationResult, Performance
+from ratchet.core.result import OptimizationResult, Performance
 from ratchet.engine.archive import Event
 from ratchet.guard import clean_rows, cleaner_for, policy_for, to_store
 from ratchet.listeners import Listeners
@@ -31,6 +31,7 @@ from ratchet.programs.datasets import Splits, read_rows
 from ratchet.programs.journal import Fork
 from ratchet.programs.remote_algorithm import Address, AllowedHosts
 from ratchet.programs.targets import resolve_target
+from ratchet.progress import Progress, progress
 from ratchet.run import Run
 from ratchet.settings import Settings
 from ratchet.storage.algorithms import Algorithms, Registered, addresses
@@ -42,15 +43,16 @@ from ratchet.storage.forks import stages_before
 from ratchet.storage.jobs import Job, Jobs, Wanted
 from ratchet.storage.keys import Keys
 from ratchet.storage.lessons import SqlLessons
-from ratchet.storage.notebook import SqlNotebook
 from ratchet.storage.outbox import Outbox
 from ratchet.storage.outcomes import outcomes
 from ratchet.storage.privacy import Cleaned, PseudonymKeys, how_cleaned
 from ratchet.storage.sealing import sealer
 from ratchet.storage.shelf import Dataset, Shelf, StoredTarget, check_shelf_name
 from ratchet.storage.sql import SqlArchive
+from ratchet.storage.told import Events
 from ratchet.storage.versions import Versions
 from ratchet.storage.webhooks import Webhooks
+from ratchet.storage.workers import Workers
 
 FILES: Mapping[str, str] = {
     "certificate": "certificate.json",
@@ -88,31 +90,6 @@ class Queue(Protocol):
         """Give back what it holds."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Progress:
-    """How an optimization is getting on; what is not known yet is None.
-
-    Attributes:
-        phase: The stage it is in.
-        progress: Share of its budget that is used: of the calls when they are limited, else of the time.
-        best_so_far: The best candidate on validation, with its mean and n.
-        spend: What it cost so far.
-        forecast: What the pre-flight measured and forecast.
-        events: The number of the newest event is not below this.
-    """
-
-    id: str
-    status: str
-    wanted: Wanted
-    phase: str | None
-    progress: float
-    best_so_far: Mapping[str, Any] | None
-    baseline: Mapping[str, Any] | None
-    spend: Mapping[str, Any]
-    forecast: Mapping[str, Any] | None
-    reason: str
-
-
 class Desk:
     """Answers for every tenant; nobody is told of another tenant's things.
 
@@ -129,6 +106,8 @@ class Desk:
         self.audit = Audit(archive, clock=clock)
         self.keys = Keys(archive, self.audit)
         self.jobs = Jobs(archive, self.audit)
+        self.events = Events(archive)
+        self.workers = Workers(archive, self.audit)
         self.shelf = Shelf(archive, self.audit)
         self.versions = Versions(archive, self.audit)
         self.algorithms = Algorithms(archive, self.audit)
@@ -142,7 +121,7 @@ class Desk:
             clock=clock,
         )
         details = {"cycle": self.batch.cycles.told}
-        self.outbox = Outbox(archive, self.jobs, source=settings.event_source, details=details)
+        self.outbox = Outbox(archive, self.events, source=settings.event_source, details=details)
         secrets = sealer(archive.vault, "installation:webhooks", "webhooks.secret")
         self.webhooks = Webhooks(archive, self.audit, self.outbox, sealer=secrets)
         self.listeners = Listeners(settings, self.webhooks, clock=clock)
@@ -180,11 +159,9 @@ class Desk:
         Raises:
             UserError: the request cannot be carried out; nothing was stored then.
         """
-        fingerprint = state_hash([options.to_json(), target, dict(data), priority]) or ""
-        repeat = None if repeat_key is None else (repeat_key, fingerprint)
-        known = repeat and self.jobs.repeated(actor.tenant, *repeat)
-        if known:
-            return self.jobs.find(actor.tenant, known)
+        repeat, known = self._known(actor, repeat_key, options.to_json(), target, dict(data), priority)
+        if known is not None:
+            return known
         name, asked, sets = self._asked(actor, options, target, data)
         rows = {part: self.shelf.rows(dataset) for part, dataset in sets.items()}
         how = [found.policy for each in sets.values() if (found := how_cleaned(self.archive, each.id)) is not None]
@@ -215,11 +192,9 @@ class Desk:
         Raises:
             UserError: the request cannot be carried out; nothing was stored then.
         """
-        fingerprint = state_hash(["evaluate", options.to_json(), target, data, limit, priority]) or ""
-        repeat = None if repeat_key is None else (repeat_key, fingerprint)
-        known = repeat and self.jobs.repeated(actor.tenant, *repeat)
-        if known:
-            return self.jobs.find(actor.tenant, known)
+        repeat, known = self._known(actor, repeat_key, "evaluate", options.to_json(), target, data, limit, priority)
+        if known is not None:
+            return known
         name, asked, sets = self._asked(actor, options, target, {"data": data})
         dataset = sets["data"]
         cleaned = how_cleaned(self.archive, dataset.id)
@@ -227,6 +202,18 @@ class Desk:
         rows = self.shelf.rows(dataset)
         measurement = begin(asked, rows, self.settings, self.archive, file=dataset.name, limit=limit, status="queued")
         return self._queued(actor, measurement.run, target=name, data=_versions(sets), priority=priority, repeat=repeat)
+
+    def _known(self, actor: Actor, key: str | None, *asked: Any) -> tuple[tuple[str, str] | None, Job | None]:
+        """The key with a fingerprint of what is asked, and the job that the same request with this key began.
+
+        Raises:
+            Conflict: the key was used for another request.
+        """
+        if key is None:
+            return None, None
+        repeat = key, state_hash(list(asked)) or ""
+        known = self.jobs.repeated(actor.tenant, *repeat)
+        return repeat, None if known is None else self.jobs.find(actor.tenant, known)
 
     def _queued(
         self,
@@ -298,11 +285,9 @@ class Desk:
         first = self.jobs.find(actor.tenant, identity)
         if self.archive.find(identity).request.get("kind") == KIND:
             raise Conflict(f"{identity} cannot be forked: it is an evaluation; begin an optimization", value=identity)
-        fingerprint = state_hash([identity, dict(changes), from_stage, priority]) or ""
-        repeat = None if repeat_key is None else (repeat_key, fingerprint)
-        known = repeat and self.jobs.repeated(actor.tenant, *repeat)
-        if known:
-            return self.jobs.find(actor.tenant, known)
+        repeat, known = self._known(actor, repeat_key, identity, dict(changes), from_stage, priority)
+        if known is not None:
+            return known
         asked = replace(Options.from_json(self.archive.find(identity).request["options"]), **changes)
         check_again(asked, self.settings)
         asked = within_share(asked, self.settings)
@@ -356,37 +341,7 @@ class Desk:
         Raises:
             Missing: there is none.
         """
-        with self.archive.together():
-            job = self.jobs.find(actor.tenant, identity)
-            told = self.jobs.first_and_latest(identity, ("stage", "best", "preflight"))
-            options = self.archive.find(identity, settled=False).request["options"]
-            spent = SqlNotebook(self.archive, identity).journal.sent(settled=False)
-        baseline, best = told.get("best", (None, None))  # what is best first is the program as it is
-        _, stage = told.get("stage", (None, {}))
-        _, forecast = told.get("preflight", (None, None))
-        limit = options["max_calls"]
-        share = spent.calls / limit if limit else job.seconds / (60 * options["max_minutes"])
-        done = job.status in ENDED
-        return Progress(
-            id=identity,
-            status=job.status,
-            wanted=job.wanted,
-            phase=stage.get("stage"),
-            progress=1.0 if done else min(1.0, share),
-            best_so_far=_measured(best),
-            baseline=_measured(baseline),
-            spend={
-                "calls": spent.calls,
-                "recorded": spent.recorded,
-                "prompt_tokens": spent.prompt_tokens,
-                "completion_tokens": spent.completion_tokens,
-                "usd": None if spent.unpriced else spent.usd,
-                "seconds": job.seconds,
-                "by_phase": dict(spent.by_stage),
-            },
-            forecast=forecast,
-            reason=job.reason,
-        )
+        return progress(self.archive, self.jobs, self.events, actor.tenant, identity)
 
     def erase(self, actor: Actor, identity: str) -> None:
         """Erase an optimization for good.
@@ -559,7 +514,3 @@ class Desk:
 
 def _versions(sets: Mapping[str, Dataset]) -> dict[str, str]:
     return {part: f"{dataset.name}@{dataset.version}" for part, dataset in sets.items()}
-
-
-def _measured(payload: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    return payload and {name: payload[name] for name in ("candidate", "mean", "n")}  # type: ignore[return-value]

@@ -46,6 +46,7 @@ from ratchet.storage.erasure import Eraser, Retention
 from ratchet.storage.jobs import Job, Jobs
 from ratchet.storage.sql import SqlArchive
 from ratchet.storage.versions import Versions
+from ratchet.storage.workers import Workers
 
 APPLICATION, QUEUE, WORKFLOW, SCHEDULED = "ratchet", "optimizations", "optimization", "scheduled"
 
@@ -165,6 +166,7 @@ class Worker:
         settings: Of this installation.
         archive: Where optimizations are kept.
         jobs: What is wanted of them.
+        workers: Where this one is known, and others that may have died.
         versions: Where proven winners are registered.
         dispatcher: Where they are put when this worker stops.
         eraser: Erases what is older than the settings let it be.
@@ -178,6 +180,7 @@ class Worker:
         settings: Settings,
         archive: SqlArchive,
         jobs: Jobs,
+        workers: Workers,
         versions: Versions,
         dispatcher: Dispatcher,
         eraser: Eraser,
@@ -192,6 +195,7 @@ class Worker:
         self._settings = settings
         self._archive = archive
         self._jobs = jobs
+        self._workers = workers
         self._versions = versions
         self._dispatcher = dispatcher
         self._say = say
@@ -208,7 +212,7 @@ class Worker:
     def start(self) -> None:
         """Begin to take optimizations from the queue."""
         self._archive.claims.take(self._claim(self.id))
-        self._jobs.enlist(self._actor, self.id)
+        self._workers.enlist(self._actor, self.id)
         config: DBOSConfig = {
             "name": APPLICATION,
             "system_database_url": workflow_database(self._settings),
@@ -253,7 +257,7 @@ class Worker:
         ending.join()
         if self._courier is not None:
             self._courier.close()
-        self._jobs.strike_off(self.id)
+        self._workers.strike_off(self.id)
         self._archive.claims.release(self._claim(self.id))
         if self._watching.is_alive():
             self._watching.join(timeout=seconds)
@@ -434,10 +438,10 @@ class Worker:
         started again, everybody takes their claims again.
         """
         before, self._silent = self._silent, set()
-        workers = self._jobs.workers()
+        workers = self._workers.known()
         if self.id not in workers:  # this one was held up for so long that it was taken for dead
             self._archive.claims.take(self._claim(self.id))
-            self._jobs.enlist(self._actor, self.id)
+            self._workers.enlist(self._actor, self.id)
         for worker in workers:
             if worker == self.id or not self._archive.claims.take(self._claim(worker)):
                 continue
@@ -448,7 +452,7 @@ class Worker:
             try:
                 # Without DBOS Conductor it is for the application to say who died.
                 found = DBOS._recover_pending_workflows([worker])
-                self._jobs.strike_off(worker)
+                self._workers.strike_off(worker)
             finally:
                 self._archive.claims.release(self._claim(worker))
             if found:

@@ -60,14 +60,14 @@ def test_what_a_killed_worker_had_another_takes_up(settings: Settings, tmp_path:
         first.communicate()
         killed_at = time.monotonic()
         second = begin_worker(settings)
-        begun = len(desk.jobs.events(job.id, after=0))
-        until(desk, job, lambda now: len(desk.jobs.events(job.id, after=0)) > begun)
+        begun = len(desk.events.of(job.id, after=0))
+        until(desk, job, lambda now: len(desk.events.of(job.id, after=0)) > begun)
         assert time.monotonic() - killed_at < 30
         done = until(desk, job, lambda now: now.ended)
         assert done.status in ("improved", "no_proven_gain")
         assert done.attempt == 1
         assert stub.requests <= len(desk.archive.open(job.id).journal.stages()) + 8
-        kinds = [event.kind for event in desk.jobs.events(job.id, after=0)]
+        kinds = [event.kind for event in desk.events.of(job.id, after=0)]
         assert (kinds.count("begun"), kinds.count("plan"), kinds[-1]) == (2, 1, "ended")
         second.terminate()
         _, said = second.communicate(timeout=60)
@@ -92,7 +92,7 @@ if programs() is not None:
             server.start()
             assert until(desk, job, lambda now: now.ended).status in ("improved", "no_proven_gain")
             assert stub.requests <= len(desk.archive.open(job.id).journal.stages()) + 8
-            events = desk.jobs.events(job.id, after=0)
+            events = desk.events.of(job.id, after=0)
             assert [event.kind for event in events].count("ended") == 1
             assert desk.jobs.find("default", job.id).attempt == 1
             working.close(seconds=5)

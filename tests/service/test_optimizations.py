@@ -131,7 +131,7 @@ def test_what_waits_can_be_paused_resumed_and_cancelled(house: House) -> None:
     assert ask("cancel") == (202, "cancelled", 2)
     assert ask("pause")[0] == 409
     assert ask("resume") == (202, "queued", 3)
-    kinds = [event.kind for event in house.desk.jobs.events(job, after=0)]
+    kinds = [event.kind for event in house.desk.events.of(job, after=0)]
     assert kinds == ["queued", "ended", "ended"]
 
 

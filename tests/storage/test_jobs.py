@@ -19,7 +19,7 @@ def test_an_end_is_told_once_whoever_tells_it_again(tmp_path: Path) -> None:
     desk.archive.open(job.id).set_status("failed", error="the LM is away")
     desk.jobs.note_end(actor(), job.id, 1, status="failed", reason="the LM is away")
     desk.jobs.note_end(actor(), job.id, 1, status="failed", reason="another worker says so too")
-    ended = [event for event in desk.jobs.events(job.id, after=0) if event.kind == "ended"]
+    ended = [event for event in desk.events.of(job.id, after=0) if event.kind == "ended"]
     assert [event.payload for event in ended] == [{"status": "failed", "reason": "the LM is away"}]
     assert desk.jobs.find("default", job.id).reason == "the LM is away"
 

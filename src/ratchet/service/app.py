@@ -46,7 +46,7 @@ def healthz() -> schemas.HealthOut:
 @house.get("/readyz", tags=["house"], responses=refusals(503))
 def readyz(desk: TheDesk) -> schemas.HealthOut:
     """That the database answers."""
-    desk.jobs.newest_place()
+    desk.events.newest_place()
     return schemas.HealthOut()
 
 
@@ -73,7 +73,7 @@ class _Optimizations:
         for status in get_args(Status):  # one that nobody has is 0, and not unknown: an autoscaler asks
             family.add_metric([status], counts.get(status, 0))
         yield family
-        workers = len(self._desk.jobs.workers())
+        workers = len(self._desk.workers.known())
         yield GaugeMetricFamily("ratchet_workers", "Workers that are known.", value=workers)
 
 

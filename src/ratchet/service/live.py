@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 
 from ratchet.core.errors import Missing, StorageUnavailable
 from ratchet.desk import Desk
-from ratchet.storage.jobs import Told
+from ratchet.storage.told import Told
 
 PULSE_SECONDS = 0.1
 """How often is looked for new events, once for all listeners."""
@@ -44,10 +44,10 @@ class Pulse:
                 continue
             with suppress(StorageUnavailable):  # listeners meet it themselves
                 if place is None:
-                    place = await asyncio.to_thread(self._desk.jobs.newest_place)
+                    place = await asyncio.to_thread(self._desk.events.newest_place)
                     changed = set(self._bells)  # something may have happened since they looked
                 else:
-                    place, changed = await asyncio.to_thread(self._desk.jobs.news, after=place)
+                    place, changed = await asyncio.to_thread(self._desk.events.news, after=place)
                 for identity in changed & self._bells.keys():
                     for bell in self._bells[identity]:
                         bell.set()
@@ -71,7 +71,7 @@ async def follow(desk: Desk, pulse: Pulse, *, tenant: str, identity: str, after:
     It ends when the optimization has come to rest and all was told, when it is erased, or when the server stops.
     """
     place: int | None = None
-    seen = await asyncio.to_thread(desk.jobs.events, identity, after=after - 1, limit=1) if after > 0 else []
+    seen = await asyncio.to_thread(desk.events.of, identity, after=after - 1, limit=1) if after > 0 else []
     complete = bool(seen) and seen[0].kind == "ended"  # whether the last word was said
     with pulse.bell(identity) as bell:
         while not pulse.closed:
@@ -80,7 +80,7 @@ async def follow(desk: Desk, pulse: Pulse, *, tenant: str, identity: str, after:
                 job = await asyncio.to_thread(desk.jobs.find, tenant, identity)
             except Missing:  # it was erased
                 return
-            told = await asyncio.to_thread(desk.jobs.events, identity, after=after, place=place, limit=AT_ONCE)
+            told = await asyncio.to_thread(desk.events.of, identity, after=after, place=place, limit=AT_ONCE)
             for event in told:
                 yield event
                 after, place = event.sequence, event.place

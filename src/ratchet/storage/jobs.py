@@ -44,12 +44,6 @@ files = sa.Table(
     sa.Column("name", sa.String(64), primary_key=True),
     sa.Column("content", sa.LargeBinary, nullable=False),
 )
-workers = sa.Table(
-    "workers",
-    metadata,
-    sa.Column("id", sa.String(64), primary_key=True),
-    sa.Column("started_at", sa.String(32), nullable=False),
-)
 repeats = sa.Table(
     "idempotency_keys",
     metadata,
@@ -105,21 +99,6 @@ class Job:
     def ended(self) -> bool:
         """Whether it comes to rest: nothing more will happen unless somebody asks for it."""
         return self.status in AT_REST
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Told:
-    """An event as it is sent: numbered from 1 without a gap in its optimization.
-
-    Attributes:
-        place: Where it stands among all events; from there on is looked for what comes next.
-    """
-
-    sequence: int
-    place: int
-    at: str
-    kind: str
-    payload: Mapping[str, Any]
 
 
 class Jobs(Audited):
@@ -303,21 +282,6 @@ class Jobs(Audited):
         with self._archive.transaction() as connection:
             return self._job(connection, None, identity)
 
-    def enlist(self, actor: Actor, worker: str) -> None:
-        """Have ``worker`` known, so that others notice when it dies."""
-        with self._audit.change(actor) as change:
-            change.connection.execute(workers.insert().values(id=worker, started_at=change.now))
-
-    def workers(self) -> list[str]:
-        """The workers that are known, dead or alive."""
-        with self._archive.transaction() as connection:
-            return [row.id for row in connection.execute(sa.select(workers.c.id))]
-
-    def strike_off(self, worker: str) -> None:
-        """Forget a worker."""
-        with self._archive.transaction() as connection:
-            connection.execute(workers.delete().where(workers.c.id == worker))
-
     def keep_file(self, identity: str, name: str, content: bytes) -> None:
         """Keep a file of an optimization, in place of an earlier one."""
         with self._archive.transaction() as connection:
@@ -370,63 +334,6 @@ class Jobs(Audited):
             self._job(connection, tenant, identity)
             row = connection.execute(query.where(optimizations.c.id == identity)).mappings().one()
             return cast(Mapping[str, Any] | None, RESULT.show(self._box(connection, identity), row)["result"])
-
-    def events(self, identity: str, *, after: int, place: int | None = None, limit: int = 500) -> list[Told]:
-        """Events numbered above ``after``, in order.
-
-        Args:
-            place: Where number ``after`` stands, when that is known; looking for it costs more the further it is.
-        """
-        query = events.select().where(events.c.optimization_id == identity).order_by(events.c.number).limit(limit)
-        query = query.offset(after) if place is None else query.where(events.c.number > place)
-        with self._archive.transaction() as connection:
-            rows = self._archive.shown(connection, EVENT, connection.execute(query).mappings().all())
-        return [
-            Told(
-                sequence=number,
-                place=row["number"],
-                at=row["at"],
-                kind=row["kind"],
-                payload=row["payload"],
-            )
-            for number, row in enumerate(rows, start=after + 1)
-        ]
-
-    def news(self, *, after: int) -> tuple[int, set[str]]:
-        """Where the newest event stands, and which optimizations had events after ``after``."""
-        query = sa.select(events.c.optimization_id, sa.func.max(events.c.number).label("last"))
-        with self._archive.transaction() as connection:
-            rows = connection.execute(query.where(events.c.number > after).group_by(events.c.optimization_id)).all()
-        return max((row.last for row in rows), default=after), {row.optimization_id for row in rows}
-
-    def newest_place(self) -> int:
-        """Where the newest of all events stands."""
-        with self._archive.transaction() as connection:
-            return int(connection.execute(sa.select(sa.func.max(events.c.number))).scalar() or 0)
-
-    def latest(self, identity: str, kinds: tuple[str, ...]) -> dict[str, Mapping[str, Any]]:
-        """The payload of the newest event of each of these kinds."""
-        return {kind: last for kind, (_, last) in self.first_and_latest(identity, kinds).items()}
-
-    def first_and_latest(
-        self, identity: str, kinds: tuple[str, ...]
-    ) -> dict[str, tuple[Mapping[str, Any], Mapping[str, Any]]]:
-        """The payloads of the oldest and the newest event of each of these kinds."""
-        number = events.c.number
-        ends = (
-            sa.select(sa.func.min(number).label("first"), sa.func.max(number).label("last"))
-            .where(events.c.optimization_id == identity, events.c.kind.in_(kinds))
-            .group_by(events.c.kind)
-            .subquery()
-        )
-        query = events.select().join(ends, sa.or_(number == ends.c.first, number == ends.c.last)).order_by(number)
-        with self._archive.transaction() as connection:
-            rows = self._archive.shown(connection, EVENT, connection.execute(query).mappings().all())
-        found: dict[str, tuple[Mapping[str, Any], Mapping[str, Any]]] = {}
-        for row in rows:
-            first, _ = found.get(row["kind"], (row["payload"], None))
-            found[row["kind"]] = first, row["payload"]
-        return found
 
     def candidates(self, tenant: str, identity: str, *, after: int, limit: int) -> list[tuple[int, dict[str, Any]]]:
         """Numbered candidates in the order they were made, those numbered above ``after``."""

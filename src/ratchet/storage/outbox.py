@@ -17,11 +17,12 @@ import sqlalchemy as sa
 from ratchet.core.cloudevent import BOOKKEEPING, CloudEvent, type_of_action, type_of_event
 from ratchet.core.errors import Conflict, Missing
 from ratchet.storage.audit import trail
-from ratchet.storage.jobs import Jobs, jobs
+from ratchet.storage.jobs import jobs
 from ratchet.storage.sql import SqlArchive
 from ratchet.storage.statements import newest_first
 from ratchet.storage.tables import events
 from ratchet.storage.texts import Words
+from ratchet.storage.told import Events
 
 metadata = sa.MetaData()
 
@@ -175,13 +176,13 @@ class Outbox:
     def __init__(
         self,
         archive: SqlArchive,
-        tell: Jobs,
+        tell: Events,
         *,
         source: str,
         details: Mapping[str, Callable[[Mapping[str, Any]], Mapping[str, Any]]] | None = None,
     ) -> None:
         self._archive = archive
-        self._jobs = tell
+        self._tell = tell
         self._source = source
         self._details = details or {}
         archive.make(metadata)
@@ -275,7 +276,7 @@ class Outbox:
         if stream.is_trail:
             return self._entries(stream, trail.c.number > cursor.place, limit)
         place = cursor.place if cursor.place else None
-        told = self._jobs.events(stream.name, after=cursor.sequence, place=place, limit=limit)
+        told = self._tell.of(stream.name, after=cursor.sequence, place=place, limit=limit)
         found = []
         for each in told:
             event = None

@@ -17,7 +17,7 @@ from ratchet.service import problems
 from ratchet.service.access import TheDesk, Viewer, actor_of, desk_of
 from ratchet.service.live import Pulse, follow
 from ratchet.service.routes.frame import new_router
-from ratchet.storage.jobs import Told
+from ratchet.storage.told import Told
 
 router = new_router("optimizations")
 sockets = APIRouter()

@@ -237,20 +237,21 @@ class Line:
         return self._answer(result.typed(request, lm.model_type), result.cost)
 
     def _answer(self, response: Response, estimate: float | None) -> Answer:
-        """``response`` with its dollars: by the price we were given, else as DSPy estimates them."""
-        if self._given_price is None:
-            return Answer.of(response, estimate)
         usage = response.usage
-        return Answer.of(response, self._given_price.of(usage.input_tokens or 0, usage.output_tokens or 0))
+        return Answer.of(response, self._dollars(usage.input_tokens or 0, usage.output_tokens or 0, estimate))
+
+    def _dollars(self, prompt_tokens: int, completion_tokens: int, estimate: float | None) -> float | None:
+        """By the price we were given, else as DSPy estimates them."""
+        return estimate if self._given_price is None else self._given_price.of(prompt_tokens, completion_tokens)
 
     async def exchange(self, wire: Wire, letter: Letter, body: bytes, *, patience: float) -> Answer:
         """Send ``letter`` with ``body`` once."""
         reply = await wire.exchange(letter, body, patience=self._lm.kwargs.get("timeout") or patience)
-        given, estimated = self._given_price, self._given_price is None and self.price is not None
+        estimated = self._given_price is None and self.price is not None
         if not estimated and letter.is_plain and (text := text_in(reply.body)) is not None:
             usage = text.get("usage", {})
             prompt, completion = usage.get("input_tokens", 0), usage.get("output_tokens", 0)
-            return Answer(text, prompt, completion, None if given is None else given.of(prompt, completion))
+            return Answer(text, prompt, completion, self._dollars(prompt, completion, None))
         response = wire.read(letter, reply)
         return self._answer(response, _estimate(response, wire.provider, letter.request) if estimated else None)
 

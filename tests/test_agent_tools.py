@@ -37,8 +37,15 @@ def stub() -> Iterator[StubServer]:
 
 
 @pytest.fixture(scope="module")
-def serving(stub: StubServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServingProcess]:
-    with ServingProcess(tmp_path_factory.mktemp("server"), lm_base=stub.base) as serving:
+def slow() -> Iterator[StubServer]:
+    """An LM under which an optimization is still under way when it is cancelled."""
+    with StubServer(latency=0.2) as slow:
+        yield slow
+
+
+@pytest.fixture(scope="module")
+def serving(stub: StubServer, slow: StubServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServingProcess]:
+    with ServingProcess(tmp_path_factory.mktemp("server"), lm_base=f"{stub.base},{slow.base}") as serving:
         yield serving
 
 
@@ -86,7 +93,7 @@ async def agent_of(server: Any) -> AsyncIterator[Agent]:
 
 @pytest.mark.parametrize("role", ["viewer", "operator", "admin"])  # a developer does more, below
 async def test_an_agent_may_what_its_key_may(
-    role: Role, serving: ServingProcess, stub: StubServer, tmp_path: Path
+    role: Role, serving: ServingProcess, slow: StubServer, tmp_path: Path
 ) -> None:
     async with agent_of(command(tmp_path, serving.environment_for(role))) as agent:
         assert {tool.name for tool in (await agent.client.list_tools()).tools} == TOOLS
@@ -98,9 +105,9 @@ async def test_an_agent_may_what_its_key_may(
             assert "Do not try again with this key" in refused
             assert "takes the role developer" in await agent.is_told("cancel", id="a")
             return
-        begun = await agent.optimize(stub.base, request_key=f"by {role}")
+        begun = await agent.optimize(slow.base, request_key=f"by {role}")
         assert begun["status"] == "queued"
-        assert (await agent.optimize(stub.base, request_key=f"by {role}"))["id"] == begun["id"]
+        assert (await agent.optimize(slow.base, request_key=f"by {role}"))["id"] == begun["id"]
         cancelled = await agent.does("cancel", id=begun["id"])
         assert cancelled["created_by"].endswith(f"({role})")
         now = await agent.does("status", id=begun["id"], wait_seconds=30)

@@ -68,13 +68,12 @@ class SqlArchive(Database):
             return self._optimizations(connection, [self._row(connection, optimization_id)])[0]
 
     def _row(self, connection: sa.Connection, optimization_id: str) -> sa.RowMapping:
-        # Not LIKE: to SQLite it is blind to case. The shortest first: an id in full may begin another one.
-        query = optimizations.select().where(
-            sa.func.substr(optimizations.c.id, 1, len(optimization_id)) == optimization_id
-        )
-        rows = connection.execute(query.order_by(sa.func.length(optimizations.c.id)).limit(2)).mappings().all()
-        if rows and rows[0]["id"] == optimization_id:
-            return rows[0]
+        query = optimizations.select()
+        if row := connection.execute(query.where(optimizations.c.id == optimization_id)).mappings().first():
+            return row
+        # Not LIKE: to SQLite it is blind to case.
+        beginning = sa.func.substr(optimizations.c.id, 1, len(optimization_id))
+        rows = connection.execute(query.where(beginning == optimization_id).limit(2)).mappings().all()
         if len(rows) != 1 or not optimization_id:
             problem = "more than one optimization begins" if len(rows) > 1 else "there is no optimization"
             raise UnknownName(f"{problem} with id {optimization_id!r}; `ratchet list` shows them")

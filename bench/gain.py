@@ -1,12 +1,12 @@
 """What each algorithm gains on public tasks with real local LMs, at equal calls. Long; interrupt and resume at will.
 
 Usage: python -m bench.gain [--tasks trec,subj,...] [--full | --algorithms auto,gepa,miprov2,dspy.gepa,dspy.miprov2]
-                            [--max-calls 400] [--table-only]
+                            [--seeds 0,1,...] [--max-calls 400] [--table-only]
 
 Task LM qwen-0.5b, reflection LM qwen-1.5b, both as GGUF files in --models. Every run is `ratchet optimize` as a user
 types it. Its own sealed test has as many pairs as the budget pays for; the winner is then measured once more on all
 test rows the task has, beside the baseline, outside the budget. The table, and what each gained over all its tasks,
-go to standard output and RESULTS.md.
+go to standard output and RESULTS.md; where there are more seeds than one, a third table says how far they lie apart.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import os
 import subprocess
 import sys
 import time
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -40,14 +41,20 @@ def ratchet(*arguments: str, home: Path) -> dict[str, Any]:
     return value
 
 
-def optimize(task: Task, algorithm: str, *, models: Path, max_calls: int, work: Path) -> dict[str, Any]:
+def name_of(algorithm: str, max_calls: int, seed: int) -> str:
+    """What tells the runs on a task apart."""
+    return f"{algorithm}-{max_calls}" + (f"-seed{seed}" if seed else "")
+
+
+def optimize(task: Task, algorithm: str, *, models: Path, max_calls: int, seed: int, work: Path) -> dict[str, Any]:
     """The result of one optimization: an earlier one, one that goes on where it was interrupted, or a new one."""
-    home, out = work / "home", work / "runs" / f"{task.name}-{algorithm}-{max_calls}"
+    home, out = work / "home", work / "runs" / f"{task.name}-{name_of(algorithm, max_calls, seed)}"
     if (out / "result.json").exists():
         stored: dict[str, Any] = json.loads((out / "result.json").read_text(encoding="utf-8"))
         return stored
     files = task.write(work / "data")
-    asked = {"target": task.target, "train": str(files["train"]), "algorithms": [algorithm], "max_calls": max_calls}
+    asked = {"target": task.target, "train": str(files["train"]), "algorithms": [algorithm], "seed": seed}
+    asked |= {"max_calls": max_calls}
     listed: list[dict[str, Any]] = ratchet("list", home=home) if home.exists() else []  # type: ignore[assignment]
     for each in listed:
         same = asked.items() <= each["request"].get("options", {}).items()
@@ -58,7 +65,7 @@ def optimize(task: Task, algorithm: str, *, models: Path, max_calls: int, work: 
         "--no-warm-start",  # an algorithm must not profit from what another one found
         *(f"--{split}={path}" for split, path in files.items()),
         *("--lm", f"local:{models / MODELS['task']}", "--reflection-lm", f"local:{models / MODELS['reflection']}"),
-        *("--max-calls", str(max_calls), "--max-minutes", "240", "--out", str(out)),
+        *("--max-calls", str(max_calls), "--max-minutes", "240", "--seed", str(seed), "--out", str(out)),
         home=home,
     )
 
@@ -79,22 +86,23 @@ def measure(task: Task, target: str, *, models: Path, work: Path, name: str) -> 
     return measured
 
 
-def row(task: Task, algorithm: str, *, models: Path, max_calls: int, work: Path) -> dict[str, Any]:
+def row(task: Task, algorithm: str, *, models: Path, max_calls: int, seed: int, work: Path) -> dict[str, Any]:
     """One line of the table, from one optimization and two measurements."""
-    began = time.monotonic()
-    result = optimize(task, algorithm, models=models, max_calls=max_calls, work=work)
-    folder = work / "runs" / f"{task.name}-{algorithm}-{max_calls}"
+    began, name = time.monotonic(), name_of(algorithm, max_calls, seed)
+    result = optimize(task, algorithm, models=models, max_calls=max_calls, seed=seed, work=work)
+    folder = work / "runs" / f"{task.name}-{name}"
     unproven = folder / "unproven-program.json"
     program = unproven if unproven.exists() else folder / "program.json"
     before = measure(task, task.target, models=models, work=work, name="baseline")
-    after = measure(task, str(program), models=models, work=work, name=f"{algorithm}-{max_calls}")
+    after = measure(task, str(program), models=models, work=work, name=name)
     scores = [[each["score"] or 0.0 for each in found["rows"]] for found in (before, after)]
     comparison = compare_paired(scores[0], scores[1], seed=0)
     spend = result["optimization_details"]["spend"]
-    print(f"{task.name} {algorithm}: {time.monotonic() - began:.0f} s", file=sys.stderr)
+    print(f"{task.name} {name}: {time.monotonic() - began:.0f} s", file=sys.stderr)
     return {
         "task": task.name,
         "algorithm": algorithm,
+        "seed": seed,
         "status": result["status"],
         "proof": result["comparison"],
         "baseline": sum(scores[0]) / len(scores[0]),
@@ -159,6 +167,21 @@ def summary(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def spread(rows: list[dict[str, Any]]) -> str:
+    """How far the seeds of an algorithm lie apart on a task, as a Markdown table; nothing where there is one seed."""
+    found: dict[tuple[str, str], list[float]] = {}
+    for each in rows:
+        found.setdefault((each["task"], each["algorithm"]), []).append(each["optimized"])
+    lines = ["| task | algorithm | seeds | optimized, mean | lowest | highest |", "|---|---|---|---|---|---|"]
+    lines += [
+        f"| {task} | {algorithm} | {len(scores)} | {sum(scores) / len(scores):.3f} | {min(scores):.3f} "
+        f"| {max(scores):.3f} |"
+        for (task, algorithm), scores in found.items()
+        if len(scores) > 1
+    ]
+    return "\n".join(lines) if len(lines) > 2 else ""
+
+
 def publish(text: str) -> None:
     """Put the table where RESULTS.md keeps it."""
     page = HERE / "RESULTS.md"
@@ -173,6 +196,7 @@ def main() -> None:
     parser.add_argument("--tasks", default=",".join(TASKS))
     parser.add_argument("--algorithms", default="auto,gepa,miprov2,dspy.gepa,dspy.miprov2")
     parser.add_argument("--full", action="store_true", help="every algorithm there is")
+    parser.add_argument("--seeds", default="0", help="the first table is of seed 0")
     parser.add_argument("--max-calls", type=int, default=400)
     parser.add_argument("--models", type=Path, default=Path.home() / ".cache" / "ratchet" / "models")
     parser.add_argument("--work", type=Path, default=Path(".ratchet") / "bench-gain")
@@ -181,23 +205,25 @@ def main() -> None:
     RESULTS.mkdir(parents=True, exist_ok=True)
     if options.full:
         options.algorithms = ",".join(("auto", *known_algorithms()))
-    rows = []
-    for task in options.tasks.split(","):
-        for algorithm in options.algorithms.split(","):
-            kept = RESULTS / f"{task}-{algorithm}-{options.max_calls}.json"
-            if not kept.exists() and not options.table_only:
-                found = row(
-                    TASKS[task],
-                    algorithm,
-                    models=options.models,
-                    max_calls=options.max_calls,
-                    work=options.work.resolve(),
-                )
-                kept.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-            if kept.exists():
-                rows.append(json.loads(kept.read_text(encoding="utf-8")))
-            text = f"{table(rows)}\n\n{summary(rows)}"
-            publish(text)
+    rows: list[dict[str, Any]] = []
+    runs = product(options.tasks.split(","), options.algorithms.split(","), map(int, options.seeds.split(",")))
+    for task, algorithm, seed in runs:
+        kept = RESULTS / f"{task}-{name_of(algorithm, options.max_calls, seed)}.json"
+        if not kept.exists() and not options.table_only:
+            found = row(
+                TASKS[task],
+                algorithm,
+                models=options.models,
+                max_calls=options.max_calls,
+                seed=seed,
+                work=options.work.resolve(),
+            )
+            kept.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        if kept.exists():
+            rows.append({"seed": 0, **json.loads(kept.read_text(encoding="utf-8"))})
+        first = [each for each in rows if each["seed"] == 0]
+        text = "\n\n".join(filter(None, (table(first), summary(first), spread(rows))))
+        publish(text)
     print(text)
 
 

@@ -12,8 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ratchet.algorithms.gepa import LONGEST_INSTRUCTIONS, best_counts, gepa, merge_of
+from ratchet.algorithms.gepa import LONGEST_INSTRUCTIONS, Pool, Promise, best_counts, gepa, merge_of
 from ratchet.algorithms.reflection import quotes, reflection_prompt
+from ratchet.algorithms.runs import Runs
 from ratchet.core.algorithm import Algorithm, Evaluate, Generate, Reply, Request, Search, Start, Together, Wait
 from ratchet.core.errors import BudgetSpent
 from ratchet.core.evaluation import Evaluation, Evaluations, Failure, Step
@@ -216,7 +217,7 @@ def test_a_rewrite_that_wins_its_minibatch_is_run_on_validation() -> None:
     assert child.parents == (synthetic.problem.seed.key,)
     minibatch, *_ = runs = [each for each in following if isinstance(each, Evaluate) and each.candidate == child]
     assert len(minibatch.examples) == 3
-    assert Evaluate(child, synthetic.problem.validation) in runs
+    assert {each for run in runs for each in run.examples} >= set(synthetic.problem.validation)
 
 
 def test_a_rewrite_that_only_equals_its_parent_is_run_on_its_minibatch_alone() -> None:
@@ -226,6 +227,29 @@ def test_a_rewrite_that_only_equals_its_parent_is_run_on_its_minibatch_alone() -
     assert runs
     assert all(len(each.examples) <= 3 for each in runs)
     assert not any(set(each.examples) & set(synthetic.problem.validation) for each in runs)
+
+
+@pytest.mark.parametrize(("rewrite", "share"), [("skill-0 skill-1 skill-2", 1.0), ("skill-5", 0.5)])
+def test_a_race_ends_where_the_child_is_behind_the_best(rewrite: str, share: float) -> None:
+    synthetic = SyntheticProblem(skills=3, classes=2)
+    problem = synthetic.problem
+    best, child = (
+        problem.seed.with_instructions("answer", text, origin="by hand") for text in ("skill-0 skill-1", rewrite)
+    )
+    rows = problem.validation[:16]
+    pool = Pool(problem=replace(problem, validation=rows), runs=Runs(limit=100))
+    promise = Promise(len(rows))
+
+    def races() -> Algorithm:
+        yield from pool.validate(best)
+        saved = yield from pool.race(child, rows, promise)
+        assert saved == 1 - share
+        assert promise.runs == len(rows) * (1 - share)
+        return [best]
+
+    synthetic.solve(lambda *_, **__: races())
+    assert (child.key in pool.members, child.key in pool.lost) == (share == 1.0, share < 1.0)
+    assert pool.runs.used == len(rows) * (1 + share)
 
 
 @pytest.mark.parametrize("useless", ["", "``` \n```", "Answer the question.", "x" * (LONGEST_INSTRUCTIONS + 1)])

@@ -26,6 +26,12 @@ ROUND_SHARE = 1 / 10
 """Share of the runs left that may go into validating more of a round's children."""
 ATTEMPTS = 2
 """Texts asked of the reflection LM for one child; a text is counted like a run."""
+FIRST_ROWS = 8
+"""Validation examples that a promising child is run on first; as many as there are slots when those are more."""
+BEHIND = 0.5
+"""Standard errors behind the best at which a child is given up; docs/decisions/0021 says how often that is wrong."""
+GREEDY = 0.5
+"""Share of the parents that are the best there is; the others are drawn from the front."""
 AHEAD = 2
 """Generations that may be built on a child that passed its minibatch before it is validated."""
 ENOUGH = 2
@@ -48,11 +54,11 @@ def gepa(
     """The candidates with the best mean validation score, best first; the seed alone when nothing beat it.
 
     Several proposals are under way at once: run the parent on a minibatch and reflect, then run the child on the same
-    minibatch. A child that beats its parent may be a parent at once, and the most promising are run on all of
-    validation, while others are proposed; else parents are drawn from the front as it is known then. Runs are counted
-    before they are asked for; what was seen once is not asked for again. Replies are taken up in the order in
-    which equally long runs would be done, so that the result depends on the seed and the replies alone and not on which
-    of them was faster.
+    minibatch. A child that beats its parent may be a parent at once. The most promising are run on validation, while
+    others are proposed, each time on twice as many examples, until they are behind the best or through; else a parent
+    is the best or drawn from the front, as they are known then. Runs are counted before they are asked for; what was
+    seen once is not asked for again. Replies are taken up in the order in which equally long runs would be done, so
+    that the result depends on the seed and the replies alone and not on which of them was faster.
 
     Args:
         problem: What to improve.
@@ -67,9 +73,10 @@ def gepa(
     References:
         Agrawal et al., "GEPA: Reflective Prompt Evolution Can Outperform Reinforcement Learning", 2025,
         arXiv:2507.19457: Algorithm 1 (the loop), Algorithm 2 (candidate selection), appendix (system-aware merge).
-        Where budgets are small and slots many we depart from it: proposals side by side, some of them from children
-        that are not validated yet; minibatches that return to what the parent failed; and validation of the most
-        promising children only.
+        Where budgets are small and slots many we depart from it (docs/decisions/0005 and 0021): proposals side by side,
+        some of them from children that are not validated yet; minibatches that return to what the parent failed;
+        validation of the most promising children only, and of those no longer than they may win; and the best is a
+        parent more often than its share of the front.
     """
     pool = Pool(problem=problem, runs=Runs(limit=problem.budget.runs))
     proposing = Proposing(
@@ -124,6 +131,7 @@ class Pool:
     runs: Runs
     members: dict[str, Candidate] = field(default_factory=dict)  # by key, oldest first
     passed: dict[str, Offspring] = field(default_factory=dict)  # children that beat their parents, by key
+    lost: set[str] = field(default_factory=set)  # keys of those that fell behind in their race
     solved: bool = False  # whether one is perfect on all of validation
     counts: dict[str, int] = field(default_factory=dict)  # how often each candidate of the front is best, by key
 
@@ -131,6 +139,11 @@ class Pool:
     def perfect(self) -> float:
         """The score that leaves nothing to learn: metrics end at 1 unless success asks for more."""
         return max(1.0, self.problem.success_at)
+
+    @property
+    def best(self) -> Candidate:
+        """The member with the best mean, the oldest of equals."""
+        return max(self.members.values(), key=self.mean)
 
     def validate(self, candidate: Candidate) -> Steps[None]:
         """Run ``candidate`` on all of validation and take it in."""
@@ -141,6 +154,30 @@ class Pool:
         counts = best_counts([self.scores(member) for member in members])
         self.counts = {members[index].key: count for index, count in counts.items()}
 
+    def race(self, candidate: Candidate, rows: Sequence[Example], promise: Promise) -> Steps[float]:
+        """Validate ``candidate`` unless it falls behind the best on the way; the share of ``rows`` that was saved.
+
+        Args:
+            rows: All of validation, in the order in which it is run on them.
+        """
+        upto = max(FIRST_ROWS, self.problem.slots)
+        while upto < len(rows):
+            promise.runs = len(rows) - upto
+            yield from self.runs.evaluate(candidate, rows[:upto])
+            if self.members and self.is_behind(candidate, rows[:upto]):  # none when the seed is still being validated
+                self.lost.add(candidate.key)
+                return 1 - upto / len(rows)
+            upto *= 2
+        promise.runs = 0
+        yield from self.validate(candidate)
+        return 0.0
+
+    def is_behind(self, candidate: Candidate, rows: Sequence[Example]) -> bool:
+        """Whether ``candidate`` is so far behind the best on these validation examples that it is given up."""
+        own, its = (self.runs.known(each, rows).scores for each in (candidate, self.best))
+        gains = [one - other for one, other in zip(own, its, strict=True)]
+        return sum(gains) < 0 and sum(gains) <= -BEHIND * math.sqrt(sum(gain * gain for gain in gains))
+
     def scores(self, candidate: Candidate) -> tuple[float, ...]:
         """The candidate's validation scores. Shape (n_validation,)."""
         return self.runs.known(candidate, self.problem.validation).scores
@@ -150,9 +187,11 @@ class Pool:
         return self.runs.known(candidate, self.problem.validation).mean
 
     def select(self, rng: random.Random) -> Candidate:
-        """A parent from the front, drawn in proportion to how often it is best (Algorithm 2)."""
+        """A parent: the best, or one of the front, drawn in proportion to how often it is best (Algorithm 2)."""
         if not self.counts:  # the seed is still being validated
             return self.problem.seed
+        if rng.random() < GREEDY:
+            return self.best
         return self.members[rng.choices(list(self.counts), weights=list(self.counts.values()))[0]]
 
     def expected(self, candidate: Candidate) -> float:
@@ -232,7 +271,7 @@ class Minibatches:
 
 @dataclass(slots=True, eq=False)
 class Promise:
-    """The most runs that a proposal under way may still ask for."""
+    """The most runs that a proposal or a validation under way may still ask for."""
 
     runs: int
 
@@ -253,6 +292,7 @@ class Proposing:
     fresh: list[Candidate] = field(default_factory=list)  # to be built on before that, the oldest first
     built_on: Counter[str] = field(default_factory=Counter)  # proposals from those, by key
     promises: list[Promise] = field(default_factory=list)  # of the proposals under way
+    races: list[Promise] = field(default_factory=list)  # of the validations under way
     barren: int = 0  # proposals in a row that gave no child
     due: float = 0.0  # validations that the proposals so far are worth
     since_merge: int = 0  # proposals begun
@@ -267,7 +307,7 @@ class Proposing:
         due = self.due >= 1 or not (size or self.promises)
         if self.waiting and due and free >= len(self.pool.problem.validation):
             self.due = max(0.0, self.due - 1)
-            return self.pool.validate(self.waiting.pop(0).child)
+            return self.validate(self.waiting.pop(0).child)
         if size and len(self.promises) < self.most_at_once and self.idle < IDLE:
             return self.propose(size)
         return None
@@ -279,8 +319,8 @@ class Proposing:
 
     @property
     def promised(self) -> int:
-        """The most that the proposals under way may still use."""
-        return sum(each.runs for each in self.promises)
+        """The most that the proposals and validations under way may still use."""
+        return sum(each.runs for each in (*self.promises, *self.races))
 
     def size(self) -> int:
         """Examples of the next minibatch, so that the child's validation can be paid as well; 0 for no proposal."""
@@ -314,12 +354,20 @@ class Proposing:
             if offspring.ahead <= AHEAD:
                 self.fresh.append(offspring.child)
 
+    def validate(self, child: Candidate) -> Steps[None]:
+        """Have a child run its race; what that saves, others may use."""
+        validation = self.pool.problem.validation
+        self.races.append(promise := Promise(len(validation)))
+        try:
+            self.due += yield from self.pool.race(child, self.rng.sample(validation, len(validation)), promise)
+        finally:
+            self.races.remove(promise)
+
     def parent(self) -> Candidate:
         """The child that passed last, as long as it is not validated; a few times, and then one of the front."""
         most = max(2, self.proposals // 2 + 1)
-        self.fresh = [
-            each for each in self.fresh if each.key not in self.pool.members and self.built_on[each.key] < most
-        ]
+        raced = self.pool.members.keys() | self.pool.lost
+        self.fresh = [each for each in self.fresh if each.key not in raced and self.built_on[each.key] < most]
         if not self.fresh:
             return self.pool.select(self.rng)
         self.built_on[self.fresh[-1].key] += 1

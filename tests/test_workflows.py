@@ -62,6 +62,11 @@ class Shop:
             time.sleep(0.01)
         return self.now(job)
 
+    def catch(self, job: Job) -> None:
+        """Wait until it searches, and have its LM dawdle from then on: it is still at work at what is done next."""
+        self.until(job, lambda now: self.kinds(now).count("evaluated") > 4)
+        self.stub.latency = 0.3
+
     def kinds(self, job: Job) -> list[str]:
         """The kinds of its events, in order."""
         return [event.kind for event in self.desk.events.of(job.id, after=0)]
@@ -89,12 +94,13 @@ def ended(job: Job) -> bool:
 def test_what_waits_is_worked_on_paused_and_gone_on_with_as_if_nothing_had_been(shop: Shop) -> None:
     undisturbed, job = shop.optimize(), shop.optimize()
     worker = shop.begin()
-    shop.until(job, lambda now: shop.kinds(now).count("evaluated") > 4)
+    shop.catch(job)
     shop.desk.stop(actor(), job.id, "pause")
     if shop.now(job).status == "running":
         with pytest.raises(Conflict, match="still stopping"):
             shop.desk.resume(actor(), job.id)
     assert shop.until(job, lambda now: now.status == "paused").reason == ""
+    shop.stub.latency = 0.01
     before = shop.stub.requests
     assert shop.desk.progress(actor(), job.id).progress < 1
     shop.desk.resume(actor(), job.id)
@@ -128,8 +134,9 @@ def test_two_tenants_share_a_worker_and_each_has_its_own_limit(shop: Shop) -> No
 def test_a_worker_that_stops_leaves_its_work_to_the_next(shop: Shop) -> None:
     job = shop.optimize()
     first = shop.begin()
-    shop.until(job, lambda now: shop.kinds(now).count("evaluated") > 4)
+    shop.catch(job)
     shop.close(first)
+    shop.stub.latency = 0.01
     handed = shop.now(job)
     assert (handed.status, handed.attempt) == ("queued", 2)
     assert shop.desk.workers.known() == []

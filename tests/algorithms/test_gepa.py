@@ -248,7 +248,7 @@ def test_a_race_ends_where_the_child_is_behind_the_best(rewrite: str, share: flo
         return [best]
 
     synthetic.solve(lambda *_, **__: races())
-    assert (child.key in pool.members, child.key in pool.lost) == (share == 1.0, share < 1.0)
+    assert (child.key in pool.members, child.key in pool.stopped) == (share == 1.0, share < 1.0)
     assert pool.runs.used == len(rows) * (1 + share)
 
 

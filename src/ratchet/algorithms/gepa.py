@@ -17,6 +17,7 @@ from ratchet.core.errors import BudgetSpent
 from ratchet.core.evaluation import Evaluations
 from ratchet.core.pareto import pareto_front
 from ratchet.core.problem import Candidate, Example, Problem
+from ratchet.core.racing import Race
 
 LONGEST_INSTRUCTIONS = 4000
 """Characters; a longer rewrite is a reflection LM that lost its thread."""
@@ -26,10 +27,10 @@ ROUND_SHARE = 1 / 10
 """Share of the runs left that may go into validating more of a round's children."""
 ATTEMPTS = 2
 """Texts asked of the reflection LM for one child; a text is counted like a run."""
-FIRST_ROWS = 8
+FIRST_BLOCK = 8
 """Validation examples that a promising child is run on first; as many as there are slots when those are more."""
-BEHIND = 0.5
-"""Standard errors behind the best at which a child is given up; docs/decisions/0021 says how often that is wrong."""
+STOP_ERROR = 0.5
+"""Most probability that a child which would be the best is stopped on the way: another costs less than certainty."""
 GREEDY = 0.5
 """Share of the parents that are the best there is; the others are drawn from the front."""
 AHEAD = 2
@@ -131,7 +132,7 @@ class Pool:
     runs: Runs
     members: dict[str, Candidate] = field(default_factory=dict)  # by key, oldest first
     passed: dict[str, Offspring] = field(default_factory=dict)  # children that beat their parents, by key
-    lost: set[str] = field(default_factory=set)  # keys of those that fell behind in their race
+    stopped: set[str] = field(default_factory=set)  # keys of those that were stopped on the way
     solved: bool = False  # whether one is perfect on all of validation
     counts: dict[str, int] = field(default_factory=dict)  # how often each candidate of the front is best, by key
 
@@ -155,28 +156,28 @@ class Pool:
         self.counts = {members[index].key: count for index, count in counts.items()}
 
     def race(self, candidate: Candidate, rows: Sequence[Example], promise: Promise) -> Steps[float]:
-        """Validate ``candidate`` unless it falls behind the best on the way; the share of ``rows`` that was saved.
+        """Validate ``candidate``, unless it is stopped on the way; the share of ``rows`` that was saved.
 
         Args:
             rows: All of validation, in the order in which it is run on them.
         """
-        upto = max(FIRST_ROWS, self.problem.slots)
+        upto = max(FIRST_BLOCK, self.problem.slots)
         while upto < len(rows):
             promise.runs = len(rows) - upto
             yield from self.runs.evaluate(candidate, rows[:upto])
-            if self.members and self.is_behind(candidate, rows[:upto]):  # none when the seed is still being validated
-                self.lost.add(candidate.key)
+            if self.members and self.is_lost(candidate, rows, upto):  # none when the seed is still being validated
+                self.stopped.add(candidate.key)
                 return 1 - upto / len(rows)
             upto *= 2
         promise.runs = 0
         yield from self.validate(candidate)
         return 0.0
 
-    def is_behind(self, candidate: Candidate, rows: Sequence[Example]) -> bool:
-        """Whether ``candidate`` is so far behind the best on these validation examples that it is given up."""
-        own, its = (self.runs.known(each, rows).scores for each in (candidate, self.best))
-        gains = [one - other for one, other in zip(own, its, strict=True)]
-        return sum(gains) < 0 and sum(gains) <= -BEHIND * math.sqrt(sum(gain * gain for gain in gains))
+    def is_lost(self, candidate: Candidate, rows: Sequence[Example], n: int) -> bool:
+        """Whether ``candidate``, which was run on the first ``n`` of ``rows``, will hardly be ahead of the best."""
+        own, best = self.runs.known(candidate, rows[:n]).scores, self.runs.known(self.best, rows).scores
+        rules = Race(entrants=2, alpha=STOP_ERROR, highest=self.perfect)
+        return rules.covers((*own, *best)) and rules.is_lost(own, best[:n], leader_left=best[n:])
 
     def scores(self, candidate: Candidate) -> tuple[float, ...]:
         """The candidate's validation scores. Shape (n_validation,)."""
@@ -366,7 +367,7 @@ class Proposing:
     def parent(self) -> Candidate:
         """The child that passed last, as long as it is not validated; a few times, and then one of the front."""
         most = max(2, self.proposals // 2 + 1)
-        raced = self.pool.members.keys() | self.pool.lost
+        raced = self.pool.members.keys() | self.pool.stopped
         self.fresh = [each for each in self.fresh if each.key not in raced and self.built_on[each.key] < most]
         if not self.fresh:
             return self.pool.select(self.rng)

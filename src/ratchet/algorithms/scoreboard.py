@@ -229,16 +229,12 @@ class Contest:
         board = self._board
         if board.is_complete(candidate):
             return False
-        lowest, highest = 0.0, max(1.0, board.problem.success_at)
+        rules = Race(entrants=self._most, alpha=STOP_ERROR, highest=max(1.0, board.problem.success_at))
         known = board.scores(candidate)
         everyone = dict.fromkeys((*self._rivals, *self._before))
         rivals = [each for each in everyone if each != candidate and board.scores(each).keys() >= known.keys()]
-        # A metric whose range is not known tells nothing of what is still to come.
-        if any(
-            not lowest <= score <= highest for each in (candidate, *rivals) for score in board.scores(each).values()
-        ):
+        if not all(rules.covers(board.scores(each).values()) for each in (candidate, *rivals)):
             return False
-        rules = Race(entrants=self._most, alpha=STOP_ERROR, lowest=lowest, highest=highest)
         to_come = [example for example in board.validation if example not in known]
 
         def ahead(rival: Candidate) -> tuple[float, int, str]:

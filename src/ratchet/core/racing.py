@@ -17,7 +17,7 @@ References:
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -62,6 +62,10 @@ class Race:
         if not self.lowest < self.highest:
             raise ValueError(f"the best score must be above the worst: {self.highest} and {self.lowest}")
 
+    def covers(self, scores: Iterable[float]) -> bool:
+        """Whether all of ``scores`` are within the range; of a metric beyond it nothing is known of what is to come."""
+        return all(self.lowest <= score <= self.highest for score in scores)
+
     def is_lost(
         self,
         candidate: Sequence[float],
@@ -85,9 +89,9 @@ class Race:
         """
         if len(candidate) != len(leader):
             raise ValueError(f"pairs need equal lengths: {len(candidate)} and {len(leader)}")
-        for score in (*candidate, *leader, *(score for score in leader_left if score is not None)):
-            if not self.lowest <= score <= self.highest:
-                raise ValueError(f"a score of {score} is not within {self.lowest} and {self.highest}")
+        scores = (*candidate, *leader, *(score for score in leader_left if score is not None))
+        if not self.covers(scores):
+            raise ValueError(f"scores {min(scores)} to {max(scores)} are not within {self.lowest} and {self.highest}")
         leads = [ours - theirs for ours, theirs in zip(leader, candidate, strict=True)]
         worst = [self.lowest if score is None else score for score in leader_left]
         if cannot_pass(math.fsum(leads), worst, highest=self.highest):

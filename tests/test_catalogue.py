@@ -203,16 +203,16 @@ def test_a_changed_file_is_not_gone_on_with(tmp_path: Path) -> None:
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[AlgorithmServer]:
     monkeypatch.setenv("RATCHET_ALGORITHM_HOSTS", "127.0.0.1")
     monkeypatch.setenv("RATCHET_ALGORITHM_SECRET", "a shared secret")
-    with AlgorithmServer() as server:
+    with AlgorithmServer(seed=0) as server:
         yield server
 
 
 def test_an_address_is_used_as_it_is_and_by_its_name(server: AlgorithmServer, stub: StubServer) -> None:
     outcome = optimize(stub, server.url, max_calls=300)
-    assert outcome.status in ("improved", "no_proven_gain")  # what it finds is drawn by its name, and so by the port
+    assert outcome.status == "improved"
     assert command("algorithms", "add", "web", server.url).exit_code == 0
     assert {"name": "web", "kind": "URL", "what": server.url} in json.loads(command("algorithms", "--json").stdout)
-    assert optimize(stub, "web", max_calls=300).status in ("improved", "no_proven_gain")
+    assert optimize(stub, "web", max_calls=300).status == "improved"
     assert command("algorithms", "remove", "web").exit_code == 0
     with pytest.raises(UnknownName, match="web"):
         optimize(stub, "web")

@@ -67,6 +67,7 @@ class AlgorithmServer(HttpServer):
         search: The algorithm.
         secret: What both sides know.
         port: 0 for any free one.
+        seed: What the search draws by; where None, what it is told, which depends on its address and so on the port.
         at: The turn from which it misbehaves.
         lies: Changes the answer to a message from that turn on; what it gives is signed as it should be.
         body: When given, the body of the answer from that turn on, signed too.
@@ -85,6 +86,7 @@ class AlgorithmServer(HttpServer):
     search: Callable[[dict[str, Any], random.Random], JsonSearch] = climb
     secret: str = "a shared secret"
     port: int = 0
+    seed: int | None = None
     at: int = 1
     lies: Callable[[Answer], Answer] | None = None
     body: bytes | None = None
@@ -126,7 +128,8 @@ class AlgorithmServer(HttpServer):
         try:
             match message["kind"]:
                 case "start":
-                    self._sessions[name] = self.search(message["problem"], random.Random(message["seed"]))
+                    seed = message["seed"] if self.seed is None else self.seed
+                    self._sessions[name] = self.search(message["problem"], random.Random(seed))
                     told: Answer = {"request": next(self._sessions[name])}
                 case "spent":
                     told = {"request": self._sessions[name].throw(SpentError())}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ratchet.algorithms.text import clip, text_prompt
+from ratchet.algorithms.text import clip, text_prompt, verdict
 from ratchet.core.evaluation import Evaluation, Evaluations, Step
 from ratchet.core.problem import Candidate, Fields, FieldSpec, Problem
 
@@ -61,14 +61,7 @@ def _run(row: Evaluation, predictor: str) -> str:
         lines.append(_values("answered", step.outputs))
     if step is not None and step.raw and not step.outputs:
         lines.append(f"answered, but unreadable: {clip(step.raw)}")
-    if row.failure is not None:
-        lines.append(f"failed ({row.failure.kind}): {clip(row.failure.message)}")
-    if row.feedback:
-        lines.append(f"feedback: {clip(row.feedback)}")
-    elif row.example.labels:
-        lines.append(_values("right answer", row.example.labels))
-    lines.append("score: none" if row.score is None else f"score: {row.score:g}")
-    return "\n".join(lines)
+    return "\n".join((*lines, *verdict(row, _values("right answer", row.example.labels))))
 
 
 def _telling_step(row: Evaluation, predictor: str) -> Step | None:

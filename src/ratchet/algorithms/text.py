@@ -27,6 +27,17 @@ def clip(value: object) -> str:
     return text if len(text) <= LONGEST_FIELD else f"{text[:LONGEST_FIELD]} [...]"
 
 
+def verdict(row: Evaluation, right: str) -> list[str]:
+    """What was said of a run, as lines: why it failed, the feedback or else the ``right`` answer, the score."""
+    lines = [] if row.failure is None else [f"failed ({row.failure.kind}): {clip(row.failure.message)}"]
+    if row.feedback:
+        lines.append(f"feedback: {clip(row.feedback)}")
+    elif row.example.labels:
+        lines.append(right)
+    lines.append("score: none" if row.score is None else f"score: {row.score:g}")
+    return lines
+
+
 def text_prompt(problem: Problem, spec: PredictorSpec, now: str, rows: Evaluations, *, shown: int) -> str:
     """What the reflection LM reads to rewrite the text ``now``, with the worst of ``rows`` step by step.
 
@@ -75,14 +86,7 @@ def _run(row: Evaluation, spec: PredictorSpec, texts: frozenset[str]) -> str:
         lines.append("what the text is about was not used in this run")
     if row.prediction:
         lines.append(_line("final answer", {name: row.prediction[name] for name in list(row.prediction)[-3:]}))
-    if row.failure is not None:
-        lines.append(f"failed ({row.failure.kind}): {clip(row.failure.message)}")
-    if row.feedback:
-        lines.append(f"feedback: {clip(row.feedback)}")
-    elif row.example.labels:
-        lines.append(_line("right answer", row.example.labels))
-    lines.append("score: none" if row.score is None else f"score: {row.score:g}")
-    return "\n".join(lines)
+    return "\n".join((*lines, *verdict(row, _line("right answer", row.example.labels))))
 
 
 def _step(step: Step, spec: PredictorSpec) -> str:

@@ -7,7 +7,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -28,25 +28,6 @@ from ratchet.testing.ports import free_port
 from ratchet.testing.serving import ServingProcess
 
 TOOLS = {"optimize", "status", "result", "list", "cancel", "versions", "promote"}
-
-
-@pytest.fixture(scope="module")
-def stub() -> Iterator[StubServer]:
-    with StubServer() as stub:
-        yield stub
-
-
-@pytest.fixture(scope="module")
-def slow() -> Iterator[StubServer]:
-    """An LM under which an optimization is still under way when it is cancelled."""
-    with StubServer(latency=0.2) as slow:
-        yield slow
-
-
-@pytest.fixture(scope="module")
-def serving(stub: StubServer, slow: StubServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServingProcess]:
-    with ServingProcess(tmp_path_factory.mktemp("server"), lm_base=f"{stub.base},{slow.base}") as serving:
-        yield serving
 
 
 def command(folder: Path, environment: dict[str, str], *more: str) -> StdioServerParameters:

@@ -39,24 +39,6 @@ FILES = {"result.json", "program.json", "certificate.json", "report.html"}
 COMMANDS = sorted(leaves(typer.main.get_command(app)))
 
 
-@pytest.fixture(scope="module")
-def stub() -> Iterator[StubServer]:
-    with StubServer() as stub:
-        yield stub
-
-
-@pytest.fixture(scope="module")
-def slow() -> Iterator[StubServer]:
-    with StubServer(latency=0.2) as slow:
-        yield slow
-
-
-@pytest.fixture(scope="module")
-def serving(stub: StubServer, slow: StubServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServingProcess]:
-    with ServingProcess(tmp_path_factory.mktemp("server"), lm_base=f"{stub.base},{slow.base}") as serving:
-        yield serving
-
-
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with data, and an installation of its own."""

@@ -28,18 +28,6 @@ from ratchet.testing.lm_server import SIGNATURE, StubServer, rows
 from ratchet.testing.serving import ServingProcess
 
 
-@pytest.fixture(scope="module")
-def stub() -> Iterator[StubServer]:
-    with StubServer() as stub:
-        yield stub
-
-
-@pytest.fixture(scope="module")
-def serving(stub: StubServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServingProcess]:
-    with ServingProcess(tmp_path_factory.mktemp("server"), lm_base=stub.base) as serving:
-        yield serving
-
-
 @pytest.fixture(autouse=True)
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, serving: ServingProcess) -> Path:
     """A folder with data, an installation of its own, and an operator's key for the server."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,18 +18,6 @@ from ratchet.testing.service import data
 from ratchet.testing.serving import ServingProcess
 
 N = 120
-
-
-@pytest.fixture(scope="module")
-def stub() -> Iterator[StubServer]:
-    with StubServer() as stub:
-        yield stub
-
-
-@pytest.fixture(scope="module")
-def serving(stub: StubServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServingProcess]:
-    with ServingProcess(tmp_path_factory.mktemp("server"), lm_base=stub.base) as serving:
-        yield serving
 
 
 @pytest.fixture(autouse=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Iterator
 from typing import Any, Literal
 
 import dspy
@@ -233,12 +232,6 @@ def test_traces_are_kept_as_dspy_keeps_them() -> None:
     (one,), (other,) = traces
     assert (one[0], other[0]) == (both.ordinary, both.compiled)
     assert (one[1], one[2].toDict()) == (other[1], other[2].toDict())
-
-
-@pytest.fixture(scope="module")
-def stub() -> Iterator[StubServer]:
-    with StubServer() as server:
-        yield server
 
 
 @pytest.mark.parametrize("name", ADAPTERS)

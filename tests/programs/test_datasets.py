@@ -61,6 +61,7 @@ def rows_of(*fields: Mapping[str, object]) -> list[Row]:
         ("e.json", '{"data": [{"q": "Who?", "a": "Ada\u2028"}, {"q": "Wo?", "a": "Köln"}]}'),
         ("f.json", '{"examples": [{"q": "Who?", "a": "Ada\u2028"}, {"q": "Wo?", "a": "Köln"}]}'),
         ("d.csv", "\ufeffq,a\nWho?,Ada\u2028\nWo?,Köln\n"),
+        ("d.csv", "\ufeff\r\nq;a\r\nWho?;Ada\u2028\r\nWo?;Köln\r\n"),
         ("d.TSV", "q\ta\nWho?\tAda\u2028\nWo?\tKöln\n"),
     ],
 )

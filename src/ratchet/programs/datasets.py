@@ -95,9 +95,12 @@ def _json(path: Path) -> Iterator[tuple[int, Fields]]:
         yield number, _object(path, number, value)
 
 
-def _table(delimiter: str) -> Callable[[Path], Iterator[tuple[int, Fields]]]:
+def _table(delimiters: str) -> Callable[[Path], Iterator[tuple[int, Fields]]]:
     def read(path: Path) -> Iterator[tuple[int, Fields]]:
-        reader = csv.reader(io.StringIO(_text(path), newline=""), delimiter=delimiter, strict=True)
+        text = _text(path)
+        names = next((line for line in text.splitlines() if line.strip()), "")
+        delimiter = next((each for each in delimiters if each in names), delimiters[0])
+        reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
         header: list[str] | None = None
         first = 1  # a quoted cell may span lines: a row is known by its first one
         try:
@@ -147,7 +150,7 @@ _READERS: Mapping[str, Callable[[Path], Iterator[tuple[int, Fields]]]] = {
     ".jsonl": _jsonl,
     ".ndjson": _jsonl,
     ".json": _json,
-    ".csv": _table(","),
+    ".csv": _table(",;"),  # spreadsheets write semicolons where the comma is the decimal point
     ".tsv": _table("\t"),
     ".parquet": _parquet,
 }

@@ -88,6 +88,14 @@ def test_half_the_budget_is_enough_to_gain(seed: int) -> None:
 
 
 @pytest.mark.parametrize("seed", range(5))
+def test_what_is_left_is_used_for_a_smaller_minibatch(seed: int) -> None:
+    synthetic = SyntheticProblem(seed=seed, runs=54, n_validation=14, predictors=TWO)
+    best = synthetic.solve(gepa, seed=seed)[0]
+    assert all(state.instructions != "Answer the question." for state in best.predictors.values())
+    assert synthetic.runs_used <= 54
+
+
+@pytest.mark.parametrize("seed", range(3))
 def test_two_predictors_are_improved_in_turn(seed: int) -> None:
     synthetic = SyntheticProblem(seed=seed, predictors=TWO, runs=600)
     best = synthetic.solve(gepa, seed=seed)[0]

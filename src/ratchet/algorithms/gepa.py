@@ -31,6 +31,8 @@ FIRST_BLOCK = 8
 """Validation examples that a promising child is run on first; as many as there are slots when those are more."""
 STOP_ERROR = 0.5
 """Most probability that a child which would be the best is stopped on the way: another costs less than certainty."""
+FEWEST = 3
+"""Training examples that a parent and its child are compared on, at least, when what is left carries no more."""
 GREEDY = 0.5
 """Share of the parents that are the best there is; the others are drawn from the front."""
 AHEAD = 2
@@ -329,8 +331,9 @@ class Proposing:
         size = min(self.minibatch, len(set(self.pool.problem.train)))
         if spare >= 2 * size:
             return size
-        # A smaller one tells little: it is for budgets that never carried a whole one.
-        return 0 if self.promises or self.tried else max(0, spare // 2)
+        # A smaller one tells less: it is for when nothing under way may still leave enough for a whole one.
+        least = FEWEST if self.tried else 1
+        return spare // 2 if not self.promises and spare // 2 >= least else 0
 
     def propose(self, size: int) -> Steps[None]:
         """One proposal; a child that passes is put where the promising wait."""

@@ -210,6 +210,7 @@ def test_a_baseline_that_fails_altogether_is_the_users_to_mend(failure: Any, err
     house.program.mends = lambda row: replace(row, score=None, failure=Failure(kind=failure, message="KeyError: 'x'"))
     with pytest.raises(error, match="KeyError: 'x'"):
         house.optimized()
+    assert not any(event.kind == "best" for event in house.events)  # a failure is not a score
 
 
 def test_a_baseline_whose_answers_cannot_be_parsed_can_still_be_improved() -> None:

@@ -74,7 +74,7 @@ class Optimizer:
         self._emit("evaluated", candidate=candidate.key, mean=evaluations.mean, n=len(evaluations))
         if self.validation:
             known = self.runner.known(candidate, self.validation)
-            if known is not None and known.mean > self.best[1]:
+            if known is not None and known.failed < len(known) and known.mean > self.best[1]:
                 self.best = (candidate, known.mean)
                 self._emit("best", candidate=candidate.key, mean=known.mean, n=len(known))
             if known is not None and self.job.ledger.stage.startswith("search") and self._reaches(candidate, known):

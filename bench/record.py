@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ratchet.algorithms.demos import MAX_DEMOS, demo_sets, spread
-from ratchet.algorithms.miprov2 import propose
+from ratchet.algorithms.miprov2 import propose, summarise
 from ratchet.algorithms.scoreboard import BOOTSTRAP_SHARE, Scoreboard, gather
 from ratchet.algorithms.space import Space
 from ratchet.bootstrap import open_archive
@@ -43,7 +43,8 @@ def every_combination(problem: Problem, *, rng: random.Random) -> Algorithm:
     with suppress(BudgetSpent):
         pools = yield from gather(board, rng=rng, runs=int(BOOTSTRAP_SHARE * 400), max_demos=MAX_DEMOS)
         sets = demo_sets(problem, pools, rng=rng, count=SETS, max_demos=MAX_DEMOS)
-        instructions = yield from propose(board, sets, rng=rng, count=PROPOSALS)
+        summary = yield from summarise(board, rng=rng)
+        instructions = yield from propose(board, sets, summary, rng=rng, count=PROPOSALS)
         space = Space.of(problem.seed, instructions, sets, maker="record")
         order = spread(problem.validation, rng=rng)
         for chosen in product(*map(range, space.sizes.values())):

@@ -39,7 +39,6 @@ from ratchet.algorithms.instruction import accepted, job_prompt, read_instructio
 from ratchet.algorithms.scoreboard import (
     BOOTSTRAP_SHARE,
     LEADERS,
-    LEAVE,
     Contest,
     Scoreboard,
     fare,
@@ -48,7 +47,7 @@ from ratchet.algorithms.scoreboard import (
     validate_leaders,
 )
 from ratchet.algorithms.space import POOL, Combination, Space
-from ratchet.core.algorithm import Algorithm, Steps
+from ratchet.core.algorithm import Algorithm, Steps, wait
 from ratchet.core.errors import BudgetSpent
 from ratchet.core.problem import Candidate, Example, Fields, PredictorSpec, Problem
 
@@ -70,6 +69,8 @@ CAUTION = 1.5
 """Standard deviations that the bound by which trials are chosen lies above the mean."""
 SEED_RUNS = 3
 """The seed is run on all of validation where the budget is so many times that."""
+LEAVE = 1.0
+"""Share of a turn, or of the slots, that may be under way when the next is decided; docs/decisions/0006 says why."""
 TURNS = 24
 """About how often a search looks at the model."""
 ANSWERS = 2
@@ -94,8 +95,9 @@ def miprov2(problem: Problem, *, rng: random.Random, max_demos: int = MAX_DEMOS)
         first = Space.of(problem.seed, accepted(problem, []), sets)
         alone = first.draw(plan.alone, rng=rng)
         orders = turned(board, plan, order)
+        summary = yield from summarise(board, rng=rng)  # asked for first, so that no run is in its way
         yield from begin(board, [first.candidate(each) for each in alone], plan, orders)
-        instructions = yield from propose(board, sets, rng=rng, count=plan.proposals)
+        instructions = yield from propose(board, sets, summary, rng=rng, count=plan.proposals)
         yield from search(board, Space.of(problem.seed, instructions, sets), alone, plan, order, orders, rng=rng)
     yield from board.finish()
     return board.finalists()
@@ -156,14 +158,28 @@ class Plan:
 # Step 2: propose instructions
 
 
+def summarise(board: Scoreboard, *, rng: random.Random) -> Steps[int | None]:
+    """The ticket of a text that says what the data is; None where there is no data, or no budget for it."""
+    train = board.problem.train
+    return (yield from board.begin_text(summary_prompt(even(train, size=5, rng=rng)))) if train else None
+
+
 def propose(
-    board: Scoreboard, sets: Sequence[DemoSet], *, rng: random.Random, count: int
+    board: Scoreboard, sets: Sequence[DemoSet], summarised: int | None, *, rng: random.Random, count: int
 ) -> Steps[dict[str, list[str]]]:
-    """Each predictor's own instructions and up to ``count`` proposals, each with another tip and other demos."""
+    """Each predictor's own instructions and up to ``count`` proposals, each with another tip and other demos.
+
+    Args:
+        board: Where scores are kept.
+        sets: The demo sets there are.
+        summarised: The ticket of ``summarise``.
+        rng: Source of randomness.
+        count: The most proposals for each predictor.
+    """
     problem = board.problem
     if not problem.train:
         return accepted(problem, [])
-    texts = yield from board.ask([summary_prompt(even(problem.train, size=5, rng=rng))])
+    texts = () if summarised is None else (yield from wait(summarised))[1]
     summary = (read_instruction(texts[0]) if texts else None) or ""
     prompts = []
     for spec in problem.predictors:

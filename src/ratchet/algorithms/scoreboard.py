@@ -139,6 +139,13 @@ class Scoreboard:
         replies = yield from together([Generate(prompt) for prompt in paid])
         return [texts[0] for texts in replies]
 
+    def begin_text(self, prompt: str) -> Steps[int | None]:
+        """The ticket of a text from the reflection LM, which is under way; None where the budget is spent."""
+        if self.runs_left < 1:
+            return None
+        self.runs_used += 1
+        return (yield from start(Generate(prompt)))
+
     def _pay(self, candidate: Candidate, examples: Sequence[Example]) -> None:
         fresh = {(candidate, example) for example in examples} - self._paid
         self._paid |= fresh

@@ -38,7 +38,7 @@ from numpy.typing import NDArray
 from ratchet.algorithms import deep_kernel
 from ratchet.algorithms.demos import MAX_DEMOS, demo_sets, spread
 from ratchet.algorithms.effects import ROW_SHARE, told
-from ratchet.algorithms.miprov2 import Plan, propose
+from ratchet.algorithms.miprov2 import Plan, propose, summarise
 from ratchet.algorithms.scoreboard import (
     BOOTSTRAP_SHARE,
     FIRST_ROWS,
@@ -115,7 +115,8 @@ def _surrogate(problem: Problem, *, rng: random.Random, max_demos: int, embed: E
         pools = yield from gather(board, rng=rng, runs=runs, max_demos=max_demos)
         plan = Plan.of(problem, runs=board.runs_left)
         sets = demo_sets(problem, pools, rng=rng, count=plan.sets, max_demos=max_demos)
-        instructions = yield from propose(board, sets, rng=rng, count=plan.proposals)
+        summary = yield from summarise(board, rng=rng)
+        instructions = yield from propose(board, sets, summary, rng=rng, count=plan.proposals)
         space = Space.of(problem.seed, instructions, sets, maker="surrogate")
         model = Model(board=board, space=space, embed=embed, fit=deep_kernel.Fit(device=device), rng=rng)
         yield from hyperband(board, model, spread(problem.validation, rng=rng))

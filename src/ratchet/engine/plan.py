@@ -52,12 +52,13 @@ class Plan:
 def probe_size(n_validation: int, slots: int, max_calls: int | None) -> int:
     """Examples on which calls per run are measured before anything is planned.
 
-    A few; more where they are a small part of the budget and what is left of validation then fills the slots.
+    A few; more where they are a small part of the budget and what is left of the baseline, the rest of validation and
+    ``PROBE`` examples once more, then fills the slots.
 
     >>> probe_size(100, 64, 1000), probe_size(100, 64, 400), probe_size(40, 1, 400), probe_size(3, 8, None)
-    (36, 16, 4, 3)
+    (40, 16, 4, 3)
     """
-    over = n_validation % slots
+    over = (n_validation + PROBE) % slots
     return min(n_validation, max(PROBE, over if max_calls is None else min(over, max_calls // CALLS_PER_PROBE)))
 
 

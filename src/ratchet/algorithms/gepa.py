@@ -33,6 +33,8 @@ STOP_ERROR = 0.5
 """Most probability that a child which would be the best is stopped on the way: another costs less than certainty."""
 FEWEST = 3
 """Training examples that a parent and its child are compared on, at least, when what is left carries no more."""
+PARTS = 40
+"""As large a part of the budget, at least, are these."""
 GREEDY = 0.5
 """Share of the parents that are the best there is; the others are drawn from the front."""
 AHEAD = 2
@@ -331,8 +333,9 @@ class Proposing:
         size = min(self.minibatch, len(set(self.pool.problem.train)))
         if spare >= 2 * size:
             return size
-        # A smaller one tells less: it is for when nothing under way may still leave enough for a whole one.
-        least = FEWEST if self.tried else 1
+        # A smaller one tells less: it is for when nothing under way may still leave enough for a whole one, and it takes
+        # as long, so that it must be worth a part of the budget.
+        least = max(FEWEST, self.pool.problem.budget.runs // PARTS) if self.tried else 1
         return spare // 2 if not self.promises and spare // 2 >= least else 0
 
     def propose(self, size: int) -> Steps[None]:

@@ -333,8 +333,8 @@ class Proposing:
         size = min(self.minibatch, len(set(self.pool.problem.train)))
         if spare >= 2 * size:
             return size
-        # A smaller one tells less and takes as long. So nothing under way may still leave enough for a whole one, and it
-        # must be worth a part of the budget.
+        # A smaller one tells less and takes as long: nothing under way may leave enough for a whole one, and it must be
+        # worth a part of the budget.
         least = max(FEWEST, self.pool.problem.budget.runs // PARTS) if self.tried else 1
         return spare // 2 if not self.promises and spare // 2 >= least else 0
 

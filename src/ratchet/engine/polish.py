@@ -9,10 +9,9 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 
-from ratchet.core.algorithm import Evaluate, Together
+from ratchet.core.algorithm import Evaluate
 from ratchet.core.errors import BudgetSpent
 from ratchet.core.evaluation import Evaluations
 from ratchet.core.lesson import Bought
@@ -199,27 +198,21 @@ class Polish:
         It is the beginning of validation, run to its end, and never just what a race had seen of the candidate: who
         loses is stopped, and would seem to lose by more.
         """
-        changed = edits(self.seed, chosen)
-        left = self.runner.left()
-        room = math.inf if left is None else float(left)
-        compared: list[tuple[Candidate, tuple[Example, ...]]] = []
+        found, changed = [], edits(self.seed, chosen)
         for place, edit in enumerate(changed):
-            examples = tuple(self.validation)
-            while examples and self._cost(edit.undone, examples) > room / (len(changed) - place):
-                examples = examples[:-1]
-            if len(examples) < min(BLOCK, len(self.validation)) or self.runner.known(chosen, examples) is None:
-                examples = ()
-            room -= self._cost(edit.undone, examples)
-            compared.append((edit.undone, examples))
-        with suppress(BudgetSpent):
-            await self.runner.answer(Together(tuple(Evaluate(*each) for each in compared if each[1])))
-        found = []
-        for edit, (undone, examples) in zip(changed, compared, strict=True):
-            before, after = (self.runner.known(each, examples) if examples else None for each in (undone, chosen))
-            if before is None or after is None or len(before) < 2:
+            left = self.runner.left()
+            share = math.inf if left is None else left / (len(changed) - place)
+            size = len(self.validation)
+            while size and self._cost(edit.undone, self.validation[:size]) > share:
+                size -= 1
+            after = (
+                self.runner.known(chosen, self.validation[:size]) if size >= min(BLOCK, len(self.validation)) else None
+            )
+            rows = await self.rows(edit.undone, self.validation[:size]) if after is not None else None
+            if rows is None or after is None or len(rows) < 2:
                 found.append(Bought(edit=edit.said))
                 continue
-            gain = compare_paired(before.scores, after.scores, seed=0)
+            gain = compare_paired(rows.scores, after.scores, seed=0)
             found.append(Bought(edit=edit.said, gain=gain.effect, interval=gain.interval, n=gain.n))
         return tuple(found)
 

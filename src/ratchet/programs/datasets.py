@@ -98,7 +98,7 @@ def _json(path: Path) -> Iterator[tuple[int, Fields]]:
 def _table(delimiters: str) -> Callable[[Path], Iterator[tuple[int, Fields]]]:
     def read(path: Path) -> Iterator[tuple[int, Fields]]:
         text = _text(path)
-        names = next((line for line in text.splitlines() if line.strip()), "")
+        names = next(filter(str.strip, io.StringIO(text)), "")
         delimiter = next((each for each in delimiters if each in names), delimiters[0])
         reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
         header: list[str] | None = None

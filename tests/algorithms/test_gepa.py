@@ -12,7 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ratchet.algorithms.gepa import LONGEST_INSTRUCTIONS, Pool, Promise, best_counts, gepa, merge_of
+from ratchet.algorithms.gepa import LONGEST_INSTRUCTIONS, gepa, merge_of
+from ratchet.algorithms.pool import Pool, Promise, best_counts
 from ratchet.algorithms.reflection import quotes, reflection_prompt
 from ratchet.algorithms.runs import Runs
 from ratchet.core.algorithm import Algorithm, Evaluate, Generate, Reply, Request, Search, Start, Together, Wait

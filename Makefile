@@ -6,6 +6,10 @@ TORCH := .venv/.torch
 TORCH_VERSION := 2.13.0
 TORCH_CPU := 6746dbcbeb526eb61330b76b41ff1b4eb848951103a892eeb080dfa2b264667b
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+# pip compiles on one core; this does on all. Some packages carry templates that are no Python, which is no failure.
+COMPILE := $(BIN)/python -m compileall -qq -j 0 .venv/lib src || true
+# Tests start Python hundreds of times, and each start would compile anew.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help demo serve test check format acceptance bench-gain bench-throughput bench-wallclock bench-chaos bench-memory bench-hypervolume bench-surfaces bench-fleet bench-privacy bench-chaos-service audit lock lock-torch docs clean
 
@@ -15,8 +19,9 @@ help:  ## Show what there is
 $(READY): requirements.lock pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit("Ratchet needs Python 3.11 or newer; say make PYTHON=python3.x" if sys.version_info < (3, 11) else 0)'
 	$(PYTHON) -m venv .venv
-	$(PIP) --require-hashes --requirement requirements.lock
+	$(PIP) --no-compile --require-hashes --requirement requirements.lock
 	$(PIP) --no-deps --no-build-isolation --editable .
+	$(COMPILE)
 	touch $@
 
 # The CPU build where a place that pip knows has it; else what the index has, with all it needs.
@@ -32,9 +37,10 @@ demo: $(READY)  ## Make a small program better with the local LM; no key needed
 serve: $(READY)  ## Serve the API on port 8004, with SQLite and nothing else
 	$(BIN)/ratchet serve
 
-# In the order of the files: the longest are among the first, and none is left to one core at the end.
+# In the order of the files: the longest are among the first, and none is left to one core at the end. On two cores a
+# third process works while tests of the other two wait for servers and for time to pass.
 test: $(TORCH)  ## Run the tests, on two cores
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 check: $(READY)  ## Format, lint, types
 	$(BIN)/ruff format --check .

@@ -309,7 +309,7 @@ def verify(
 def demo(
     ctx: typer.Context,
     algorithm: flags.AlgorithmFlag = "bootstrap",
-    max_calls: flags.MaxCalls = 240,
+    max_calls: flags.MaxCalls = 180,
     max_minutes: flags.MaxMinutes = 10.0,
     metric: flags.Metric = "json_fields",
     lm: flags.Lm = "local",

@@ -54,8 +54,9 @@ def killed(death: str, algorithm: str, folder: Path) -> Outcome:
 def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], Outcome]:
     """Every death under every algorithm; all wait for their LM at the same time."""
     every = [(death, algorithm) for death in DEATHS for algorithm in known_algorithms()]
+    folders = [tmp_path_factory.mktemp("dead") for _ in every]  # here: the factory's first use is not safe in threads
     with ThreadPoolExecutor(16) as pool:
-        ended = pool.map(lambda each: killed(each[0], each[1], tmp_path_factory.mktemp("dead")), every)
+        ended = pool.map(lambda each, folder: killed(*each, folder), every, folders)
         return dict(zip(every, ended, strict=True))
 
 

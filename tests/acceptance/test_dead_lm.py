@@ -56,7 +56,7 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], 
     every = [(death, algorithm) for death in DEATHS for algorithm in known_algorithms()]
     folders = [tmp_path_factory.mktemp("dead") for _ in every]  # here: the factory's first use is not safe in threads
     with ThreadPoolExecutor(16) as pool:
-        ended = pool.map(lambda each, folder: killed(*each, folder), every, folders)
+        ended = pool.map(lambda each, folder: killed(each[0], each[1], folder), every, folders)
         return dict(zip(every, ended, strict=True))
 
 

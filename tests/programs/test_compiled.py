@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Callable
 from typing import Any, Literal
 
 import dspy
@@ -189,6 +190,30 @@ def test_a_changed_predictor_is_compiled_anew() -> None:
     both.call(both.ordinary, {"text": "x"})
     sent = both.requests()
     assert "Do it otherwise." in sent[-1]
+    both.call(both.compiled, {"text": "x"})
+    assert both.requests() == sent
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda each: setattr(each.signature, "instructions", "Changed in place."),
+        lambda each: each.demos.__setitem__(0, dspy.Example(text="c", answer="d")),
+        lambda each: each.demos[0].__setitem__("answer", "changed"),
+        lambda each: each.config.__setitem__("temperature", 0.7),
+    ],
+)
+def test_what_a_program_changes_in_place_is_sent(change: Callable[[dspy.Predict], None]) -> None:
+    signature = dspy.Signature("text -> answer", "Do it.")
+    both = Both(dspy.Predict(signature), dspy.ChatAdapter())
+    for predictor in (both.ordinary, both.compiled):
+        predictor.signature = predictor.signature.with_instructions("Do it.")  # one of its own
+        predictor.demos = [dspy.Example(text="a", answer="b")]
+        both.call(predictor, {"text": "x"})
+        change(predictor)
+    both.call(both.ordinary, {"text": "x"})
+    sent = both.requests()
+    assert len(sent) == 2
     both.call(both.compiled, {"text": "x"})
     assert both.requests() == sent
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import enum
 import inspect
 import time
 from collections.abc import Callable, Sequence
+from datetime import datetime
 from typing import Any, Literal
 
 import dspy
@@ -32,6 +34,7 @@ from ratchet.programs.line import Line, Price
 from ratchet.programs.metrics import Metric, resolve_metric, user_metric
 from ratchet.storage.memory import MemoryJournal
 from ratchet.testing.lm import Asked, ScriptedLM, fields
+from ratchet.testing.lm_server import completion
 
 SIGNATURE = "text -> label: Literal['amber', 'birch', 'coral']"
 CASE = Example(inputs={"text": "Please sort case #1."}, labels={"label": "birch"})
@@ -47,7 +50,7 @@ def program(
     *,
     metric: Metric | None = None,
     journal: MemoryJournal | None = None,
-    lm: ScriptedLM | None = None,
+    lm: dspy.BaseLM | None = None,
     limits: Limits | None = None,
     timeout_seconds: float | None = None,
     price: Price | None = None,
@@ -69,6 +72,10 @@ def ran(
     each: DspyProgram, example: Example = CASE, *, candidate: Candidate | None = None, repeat: int = 0
 ) -> Evaluation:
     return asyncio.run(each.run(candidate or each.seed, example, repeat=repeat))
+
+
+class Colour(enum.Enum):
+    RED = "red"
 
 
 class Planned(dspy.Module):  # type: ignore[misc]
@@ -306,6 +313,60 @@ def test_a_program_that_returns_no_prediction_is_a_failure() -> None:
     assert row.failure is not None
     assert row.failure.kind == "raised"
     assert "returned str" in row.failure.message
+
+
+def _ends(error: BaseException) -> Any:
+    raise error
+
+
+@pytest.mark.parametrize("error", [SystemExit(3), StopIteration("no more"), asyncio.CancelledError()])
+@pytest.mark.parametrize("where", ["forward", "aforward", "metric"])
+def test_what_would_end_us_is_a_failure_like_any_other(error: BaseException, where: str) -> None:
+    class Leaves(Awaited):
+        async def aforward(self, text: str, hint: str = "") -> dspy.Prediction:
+            await super().aforward(text, hint)
+            raise error
+
+    if where == "metric":
+        each = program(dspy.Predict(SIGNATURE), metric=user_metric(lambda *_: _ends(error)))
+    else:
+        each = program(Wrong(lambda _: _ends(error)) if where == "forward" else Leaves())
+    row = ran(each)
+    assert row.failure is not None
+    assert row.failure.kind == ("metric" if where == "metric" else "raised")
+    assert type(error).__name__ in row.failure.message
+
+
+def test_what_a_program_does_to_its_inputs_is_forgotten() -> None:
+    class Takes(dspy.Module):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.sort = dspy.Predict(SIGNATURE)
+
+        def forward(self, parts: list[str]) -> dspy.Prediction:
+            return self.sort(text=parts.pop(0))
+
+    case = Example(inputs={"parts": ["Please sort case #1."]}, labels={"label": "birch"})
+    each = program(
+        Takes(),
+        metric=user_metric(lambda example, prediction, trace=None: example["parts"].pop() == "Please sort case #1."),
+    )
+    assert [ran(each, case, repeat=repeat).score for repeat in range(3)] == [1.0, 1.0, 1.0]
+
+
+def test_an_lm_that_can_only_be_called_is_called_in_a_thread() -> None:
+    class Plain(dspy.BaseLM):  # type: ignore[misc]
+        def forward(self, prompt: Any = None, messages: Any = None, **_: Any) -> Any:
+            return completion({"messages": messages}, "", fields(label="birch"))
+
+    assert ran(program(dspy.Predict(SIGNATURE), lm=Plain("plain/lm"))).score == 1.0
+
+
+def test_demos_show_an_enum_and_a_date_as_dspy_does() -> None:
+    predictor = dspy.Predict(dspy.Signature({"text": (str, dspy.InputField()), "colour": (Colour, dspy.OutputField())}))
+    predictor.demos = [dspy.Example(text=datetime(2024, 1, 2, 3, 4), colour=Colour.RED)]
+    (demo,) = state_of(predictor)["self"].demos
+    assert demo == {"text": "2024-01-02T03:04:00", "colour": "red"}
 
 
 def test_a_program_that_takes_too_long_is_a_failure() -> None:

@@ -25,7 +25,8 @@ from ratchet.programs.ledger import Halt, Limits
 from ratchet.programs.line import Line, Price
 from ratchet.storage.memory import MemoryJournal
 from ratchet.storage.sql import SqlArchive
-from ratchet.testing.lm import Asked, ScriptedLM
+from ratchet.testing.lm import Asked, ScriptedLM, fields
+from ratchet.testing.lm_server import StubServer
 
 
 def _optimization(name: str) -> Optimization:
@@ -197,6 +198,16 @@ def test_what_is_not_repeatable_is_asked_again(options: dict[str, Any]) -> None:
     assert other.ask(**options) == "another"
 
 
+def test_a_refusal_is_shared_with_nobody(tmp_path: Path) -> None:
+    archive = SqlArchive(f"sqlite:///{tmp_path}/ratchet.db")
+    first, second = (archive.start(_optimization(name)).journal for name in ("aa", "bb"))
+    house = House(lambda asked: lm15.InvalidRequestError("not today"), journal=first, shared_as="model 1")
+    with pytest.raises(LMInvalidRequestError, match="not today"):
+        house.ask(temperature=0.0)
+    assert House(journal=second, shared_as="model 1").ask(temperature=0.0) == "answer 0"
+    archive.close()
+
+
 @pytest.mark.parametrize("shared_as", [None, "model 2"])
 def test_another_model_or_none_that_is_known_shares_nothing(shared_as: str | None) -> None:
     journal = MemoryJournal()
@@ -227,6 +238,16 @@ def test_another_model_stands_in_for_one_that_is_given_up() -> None:
     assert spare.log[0].request.model == "spare/lm"
     assert (house.sent, house.gateway.calls) == (1, 2)
     house.gateway.check()
+
+
+def test_one_that_was_given_up_is_left_alone_for_a_while() -> None:
+    now = [0.0]
+    house = House(lambda asked: lm15.AuthError("no") if now[0] < 100 else "back", clock=lambda: now[0])
+    house.line.stand_in = Line(ScriptedLM(lambda asked: "the spare", model="spare/lm"), "task")
+    assert [house.ask(prompt) for prompt in "abc"] == ["the spare"] * 3
+    assert house.sent == 1
+    now[0] = 200.0
+    assert house.ask("d") == "back"
 
 
 def test_when_nobody_is_left_to_stand_in_the_last_cause_is_told() -> None:
@@ -300,6 +321,19 @@ async def test_the_limit_of_dollars_is_never_passed_from_threads_and_tasks_at_on
     assert house.sent == 10
     assert house.journal.sent().usd == 100.0
     assert sum(isinstance(each, BudgetSpent | Halt) for each in outcomes) == 30
+
+
+def test_what_a_tokenizer_makes_of_it_is_never_more_than_was_reserved() -> None:
+    house = House(price=Price(prompt=1_000_000.0, completion=0.0), usd=1e9)
+    house.ask("漢字" * 300)
+    (asked,) = house.outside.log
+    assert house.line.reservation(asked.request) >= len(("漢字" * 300).encode())
+
+
+def test_an_answer_without_a_bound_is_expected_to_be_as_long_as_the_longest_so_far() -> None:
+    house = House(lambda asked: "x" * 4 * 9000, price=Price(prompt=0.0, completion=1_000_000.0))
+    house.ask("a")
+    assert house.line.reservation(house.outside.log[0].request) == 9000.0
 
 
 def test_dollars_of_a_request_lost_in_a_crash_stay_spent() -> None:
@@ -406,6 +440,67 @@ def test_a_server_that_says_when_to_come_back_is_heeded(way: str) -> None:
     house = House(busy)
     assert (house.ask() if way == "thread" else asyncio.run(house.aask())) == "now"
     assert times[1] - times[0] >= 0.15
+
+
+def test_one_that_answered_before_may_ask_for_more_than_our_patience() -> None:
+    def busy(asked: Asked) -> str | Exception:
+        return lm15.RateLimitError("one a minute", retry_after=0.3) if asked.number == 1 else f"answer {asked.number}"
+
+    house = House(busy, retry_seconds=0.2)
+    assert [house.ask(prompt) for prompt in "ab"] == ["answer 0", "answer 2"]
+
+
+def test_a_request_that_timed_out_twice_does_not_end_what_others_are_answered_in() -> None:
+    now = [0.0]
+
+    def unlucky(asked: Asked) -> str | Exception:
+        if asked.number not in (1, 2, 3):
+            return "fine"
+        now[0] += 180.0
+        house.line.succeeded(now[0])  # somebody else is answered
+        late: Exception = lm15.TimeoutError("no answer", retry_after=0.0)
+        return late
+
+    def clock() -> float:
+        now[0] += 0.01
+        return now[0]
+
+    house = House(unlucky, clock=clock)
+    assert [house.ask("lucky"), house.ask("unlucky")] == ["fine", "fine"]
+    assert house.sent == 5
+
+
+def test_a_refusal_of_the_hour_is_tried_again_once_there_was_an_answer() -> None:
+    def moved(asked: Asked) -> str | Exception:
+        return lm15.InvalidRequestError("not here", status=404) if asked.number == 1 else f"answer {asked.number}"
+
+    house = House(moved)
+    assert [house.ask(prompt) for prompt in "ab"] == ["answer 0", "answer 2"]
+
+
+async def test_who_leaves_while_standing_in_line_is_not_paid_for() -> None:
+    house = House(seconds=0.2, concurrency=1)
+    first = await sending(house)
+    second = asyncio.create_task(house.aask("second"))
+    await asyncio.sleep(0.02)
+    second.cancel()
+    await first
+    await asyncio.sleep(0.05)
+    assert house.sent == house.gateway.calls == 1
+
+
+@pytest.mark.parametrize("body", [b"<html>busy</html>", b"", b'{"choices": [{"mess', b"[]"])
+def test_what_is_no_answer_is_asked_for_again(body: bytes) -> None:
+    class Half(StubServer):
+        def answer(self, raw: bytes) -> Any:
+            answered = super().answer(raw)
+            return (200, body) if self.requests == 1 else answered
+
+    with Half() as stub:
+        lm = dspy.LM("openai/stub", api_base=stub.base, api_key="k", cache=False)
+        gateway = Gateway(MemoryJournal(), Limits())
+        assert GatewayLM(gateway, lm, Line(lm, "task"))("hello")
+        assert stub.requests == 2
 
 
 def test_a_server_that_says_never_is_given_up_at_once() -> None:
@@ -592,3 +687,36 @@ def test_threads_that_begin_together_cannot_outrun_the_ledger() -> None:
         outcomes = list(pool.map(ask, range(16)))
     assert sum(isinstance(each, BudgetSpent) for each in outcomes) == 8
     assert house.sent == 8
+
+
+# --- what DSPy can do -------------------------------------------------------------------------------------------------
+
+
+def test_options_of_the_body_are_sent() -> None:
+    bodies: list[dict[str, Any]] = []
+
+    class Noting(StubServer):
+        def answer_to(self, body: dict[str, Any], digest: str, *, unreadable: bool) -> tuple[int, dict[str, Any]]:
+            bodies.append(body)
+            return super().answer_to(body, digest, unreadable=unreadable)
+
+    with Noting() as stub:
+        lm = dspy.LM(
+            "openai/stub",
+            api_base=stub.base,
+            api_key="k",
+            cache=False,
+            extra_body={"chat_template_kwargs": {"enable_thinking": False}},
+            drop_params=True,
+        )
+        assert GatewayLM(Gateway(MemoryJournal(), Limits()), lm, Line(lm, "task"))("hello")
+    assert bodies[0]["chat_template_kwargs"] == {"enable_thinking": False}
+
+
+async def test_a_program_may_stream() -> None:
+    house = House(lambda asked: fields(answer="a long answer"))
+    streamed = dspy.streamify(dspy.Predict("text -> answer"))
+    with dspy.context(lm=house.lm):
+        chunks = [chunk async for chunk in streamed(text="x")]
+    assert chunks[-1].answer == "a long answer"
+    assert house.sent == house.gateway.calls == 1

@@ -92,3 +92,23 @@ def test_an_interrupted_wait_ends_the_work(monkeypatch: pytest.MonkeyPatch) -> N
     with pytest.raises(KeyboardInterrupt):
         loop.run(long())
     assert ended.is_set()
+
+
+def test_foreign_code_that_ends_the_process_ends_only_its_own_work() -> None:
+    async def leaves() -> None:
+        raise SystemExit(3)
+
+    other = asyncio.run_coroutine_threadsafe(asyncio.sleep(0.05, "done"), loop.house_loop())
+    with pytest.raises(SystemExit):
+        loop.run(leaves())
+    assert other.result(5) == "done"
+    assert loop.run(asyncio.sleep(0, "alive")) == "alive"
+
+
+def test_what_foreign_threads_wait_for_finds_a_thread_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop, "_foreign", ThreadPoolExecutor(1))
+
+    def program() -> str:
+        return loop.run(asyncio.to_thread(lambda: "answer"))
+
+    assert loop.run(asyncio.wait_for(loop.in_thread(program), 5)) == "answer"

@@ -295,6 +295,17 @@ def test_every_kind_of_number_is_a_score(value: object) -> None:
     assert score(returning(value), EXAMPLE, RIGHT) == MetricResult(score=1.0)
 
 
+@pytest.mark.filterwarnings("ignore::RuntimeWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
+async def test_a_metric_with_an_event_loop_of_its_own_gets_a_thread() -> None:
+    async def asked() -> float:
+        return 0.5
+
+    turns = iter(range(20))
+    metric = Metric(name="mine", function=lambda *_: asyncio.run(asked()) if next(turns) % 2 else 1.0, in_thread=True)
+    scores = [(await ascore(metric, EXAMPLE, RIGHT)).score for _ in range(12)]
+    assert set(scores) == {0.5, 1.0}
+
+
 async def test_a_metric_that_raises_fails_with_its_cause_and_the_worlds_failures_pass_through() -> None:
     def raises(*_: Any) -> float:
         raise KeyError("speed")

@@ -14,6 +14,7 @@ import json
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from operator import is_not
 from typing import Any
 
 import dspy
@@ -309,6 +310,14 @@ class CompiledPredict(dspy.Predict):  # type: ignore[misc]
         values = adapter._call_postprocess(self.signature, self.signature, [output], lm, {})
         return self._forward_postprocess(values, self.signature, **inputs)
 
+    def _shown(self, lm: GatewayLM, adapter: dspy.Adapter) -> list[Any]:
+        """All that a prompt is made of; a program may have changed any of it in place."""
+        parts: list[Any] = [lm, adapter, self.signature, self.signature.__doc__, *self.config, *self.config.values()]
+        for demo in self.demos:
+            fields = demo if type(demo) is dict else demo._store
+            parts += (demo, *fields, *fields.values())
+        return parts
+
     def _compiled_ask(
         self, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[GatewayLM, dspy.Adapter, CompiledAsk] | None:
@@ -318,9 +327,9 @@ class CompiledPredict(dspy.Predict):  # type: ignore[misc]
             return None
         if type(lm) is not GatewayLM or not PRIVILEGED.isdisjoint(kwargs):
             return None
-        state = (lm, adapter, self.signature, self.demos, len(self.demos), self.config)
+        state = self._shown(lm, adapter)
         known: _Known | None = self.__dict__.get("_ratchet_prompt")
-        if known is None or any(one is not other for one, other in zip(known.state, state, strict=True)):
+        if known is None or len(known.state) != len(state) or any(map(is_not, known.state, state)):
             known = self.__dict__["_ratchet_prompt"] = _Known(state, Prompt.of(lm, adapter, self))
         prompt = known.prompt
         if prompt is None or kwargs.keys() != prompt._fields.keys():
@@ -333,7 +342,7 @@ class CompiledPredict(dspy.Predict):  # type: ignore[misc]
 class _Known:
     """A prompt and what it was made of; a copy of the predictor holds the same, until it is made of something else."""
 
-    state: tuple[Any, ...]
+    state: list[Any]
     prompt: Prompt | None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> _Known:

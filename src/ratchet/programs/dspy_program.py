@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import enum
 import inspect
 import json
 import time
@@ -14,6 +15,7 @@ from dataclasses import replace
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import dspy
+from dspy.adapters.utils import serialize_for_json
 from dspy.utils.exceptions import AdapterParseError, LMInvalidRequestError
 from pydantic import BaseModel
 
@@ -25,8 +27,8 @@ from ratchet.programs.gateway import Gateway, Receipt
 from ratchet.programs.gateway_lm import GatewayLM
 from ratchet.programs.ledger import Halt
 from ratchet.programs.line import Line, OwnLine
-from ratchet.programs.loop import WouldBlockError
-from ratchet.programs.metrics import Metric, ascore
+from ratchet.programs.loop import WouldBlockError, in_thread
+from ratchet.programs.metrics import Metric, ascore, own
 from ratchet.programs.parts import copied, replace_lms
 from ratchet.programs.tools import Calls, Toolboxes, written
 
@@ -38,6 +40,8 @@ def plain(value: Any) -> Any:
     """``value`` as JSON data."""
     if value is None or type(value) in _JSON:
         return value
+    if isinstance(value, enum.Enum):
+        return plain(value.value)
     if isinstance(value, dspy.Example | dspy.Prediction):
         return {name: plain(part) for name, part in value.toDict().items()}
     if isinstance(value, dspy.Image):
@@ -48,7 +52,7 @@ def plain(value: Any) -> Any:
         return {str(name): plain(part) for name, part in value.items()}
     if isinstance(value, list | tuple | set):
         return [plain(part) for part in value]
-    return value if isinstance(value, str | int | float) else str(value)
+    return value if isinstance(value, str | int | float) else serialize_for_json(value)
 
 
 def state_of(module: dspy.Module, *, tune_tools: bool = False) -> dict[str, PredictorState]:
@@ -303,15 +307,23 @@ class DspyProgram:
         return (*done, Step(predictor=name, inputs=inputs, outputs={}, raw=text))
 
     async def _call(self, module: dspy.Module, example: Example) -> dspy.Prediction:
-        inputs = {name: self._inputs.get(name, _as_it_is)(value) for name, value in example.inputs.items()}
+        inputs = {name: self._inputs.get(name, _as_it_is)(value) for name, value in own(example.inputs).items()}
         if isinstance(module, dspy.Refine | dspy.BestOfN):
             module = copy.copy(module)  # they count failures down over all their runs
-        if self._async and self._blocks:
-            prediction = await asyncio.to_thread(lambda: asyncio.run(module.acall(**inputs)))
-        elif self._async:
-            prediction = await module.acall(**inputs)
-        else:
-            prediction = await asyncio.to_thread(module, **inputs)
+        try:
+            if self._async and self._blocks:
+                prediction = await in_thread(lambda: asyncio.run(module.acall(**inputs)))
+            elif self._async:
+                prediction = await module.acall(**inputs)
+            else:
+                prediction = await in_thread(module, **inputs)
+        except SystemExit as error:
+            raise RuntimeError(f"the program ended itself: SystemExit({error.code!r})") from error
+        except asyncio.CancelledError as error:
+            task = asyncio.current_task()
+            if task is None or task.cancelling():
+                raise
+            raise RuntimeError("the program raised CancelledError") from error
         if not isinstance(prediction, dspy.Prediction):
             raise TypeError(f"the program returned {type(prediction).__name__}; it must return dspy.Prediction")
         return prediction

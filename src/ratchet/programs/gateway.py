@@ -51,7 +51,13 @@ _SHARED_FLIGHTS: dict[str, asyncio.Future[None]] = {}
 """Requests under way whose replies will be shared; equal ones of other optimizations wait for them."""
 
 UNLUCKY = 5
-"""How many times its patience a request is tried again while others are answered."""
+"""How many times its patience, or its time for an answer, a request is tried again while others are answered."""
+
+ASKED, ASKED_FIRST = 3.0, 1.1
+"""How many times our patience an LM may ask to be left alone: one that has answered before, and one that has not."""
+
+PASSING = frozenset({404, 409, 425})
+"""Refusals that say something of the server's hour and not of the request, from an LM that has answered before."""
 
 LANDING_SECONDS = 30.0
 """How long an optimization that has ended waits for answers that nobody needs any more."""
@@ -300,6 +306,7 @@ class Gateway(Ledger):
     # --- sending, with reservation, retries and settlement --------------------------------------------------------
 
     async def _send(self, flight: _Flight, line: Line, ask: Ask) -> Reply:
+        line = line.in_charge(self._clock())
         if (inherited := self._inherited(ask.key)) is not None:
             _watch_recorded(line, inherited)
             return inherited
@@ -339,7 +346,8 @@ class Gateway(Ledger):
                     line, flight.failing_since, shared = self._successor(line, error), None, None
                 else:
                     watched.reply = reply
-                    return self._record(reply, shared=shared)
+                    # A "no" may be of this hour only, and is cheap to ask for again.
+                    return self._record(reply, shared=None if "refused" in reply.response else shared)
         raise AssertionError("unreachable: retries are bounded in time")
 
     async def _attempt(self, flight: _Flight, line: Line, ask: Ask) -> Reply:
@@ -353,6 +361,8 @@ class Gateway(Ledger):
         pace = self._pace(line)
         tokens = line.tokens(ask.request) if pace.terms.tokens_per_minute is not None else 0.0
         async with pace.turn(self, tokens=tokens, patience_seconds=self.limits.retry_seconds) as turn:
+            if not flight.passengers:  # they left while it stood in line
+                raise _NobodyWaitsError
             stage, usd = await self._reserve(line, ask)
             began = self._clock()
             try:
@@ -360,7 +370,8 @@ class Gateway(Ledger):
             except LMInvalidRequestError as error:
                 turn.succeeded(None)
                 self._give_back(usd)
-                if isinstance(error, LMUnsupportedModelError):
+                if isinstance(error, LMUnsupportedModelError) or _passes(line, error):
+                    flight.failing_since = flight.failing_since or began
                     raise
                 line.succeeded(self._clock())
                 return _refusal(line, ask.key, stage, error, (self._clock() - began) * 1e3)
@@ -373,7 +384,8 @@ class Gateway(Ledger):
             reply = _reply(line, ask.key, stage, answer, seconds * 1e3)
             turn.succeeded(seconds, reply.prompt_tokens + reply.completion_tokens)
             line.succeeded(self._clock())
-            self._give_back(usd - (reply.cost_usd or 0.0))
+            if reply.cost_usd is not None:  # what nobody can price may have cost all that was kept for it
+                self._give_back(usd - reply.cost_usd)
             return reply
 
     def _pace(self, line: Line) -> Pace:
@@ -416,6 +428,7 @@ class Gateway(Ledger):
             Halt: there is nobody.
         """
         if line.stand_in is not None:
+            line.give_up(self._clock())
             return line.stand_in
         cause = LmUnavailable(f"{line.name} did not answer: {error} ({type(error).__name__})")
         self.halt(cause)
@@ -498,10 +511,17 @@ class Gateway(Ledger):
         patience = min(self.limits.retry_seconds, self.limits.first_retry_seconds if unreached else math.inf)
         if isinstance(error, LMTimeoutError):
             patience = max(patience, 2 * line.longest_seconds)
-        until = self._clock() + wait
-        # While others get answers the LM is alive, and only this request is out of luck.
-        silent, unlucky = until - max(since, line.answered_at), until - since
-        in_vain = not is_retryable_lm_error(error) or silent > patience or unlucky > UNLUCKY * patience
+        asked, until = hint or 0.0, self._clock() + wait
+        # While others get answers the LM is alive, and only this request is out of luck. Who asks to be left alone for
+        # a while is not silent.
+        silent, unlucky = until - asked - max(since, line.answered_at), until - since
+        longest = max(patience, self._patience(line)) if isinstance(error, LMTimeoutError) else patience
+        in_vain = (
+            not (is_retryable_lm_error(error) or _passes(line, error))
+            or silent > patience
+            or unlucky > UNLUCKY * longest
+            or asked > patience * (ASKED if line.answered else ASKED_FIRST)
+        )
         return None if in_vain else wait
 
     def _patience(self, line: Line) -> float:
@@ -559,6 +579,10 @@ def _watch_recorded(line: Line, reply: Reply) -> None:
             retries=0,
             cached=True,
         )
+
+
+def _passes(line: Line, error: Exception) -> bool:
+    return line.answered and getattr(error, "status", None) in PASSING
 
 
 def _told(turn: Turn, error: Exception) -> None:

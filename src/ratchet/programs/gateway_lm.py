@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import dspy
+from dspy._vendor.lm15.result import response_to_events
+from dspy._vendor.lm15.types import StreamEvent
 from dspy.lm15 import Request, Response
 
 from ratchet.core.errors import RatchetError
 from ratchet.programs.gateway import Ask, Gateway
 from ratchet.programs.ledger import Halt
-from ratchet.programs.line import Line, LmCall, current_call
+from ratchet.programs.line import BESIDE, Line, LmCall, current_call
 from ratchet.programs.outgoing import outgoing
 from ratchet.programs.replies import response_of
 
@@ -49,6 +52,10 @@ class _Door:
         request = _leaving(self.gateway, self.line, request)
         return response_of(self.gateway.fetch(self.line, Ask(self.line.key(request), request)))
 
+    def stream(self, request: Request) -> Iterator[StreamEvent]:
+        """The reply to ``request``, whole, as DSPy reads one that comes in parts."""
+        yield from response_to_events(self.complete(request))
+
     def close(self) -> None:
         """Nothing to close: connections belong to the line's own LM."""
 
@@ -69,6 +76,11 @@ class _AsyncDoor:
             request = await asyncio.to_thread(_leaving, self.gateway, self.line, request)
         return response_of(await self.gateway.afetch(self.line, Ask(self.line.key(request), request)))
 
+    async def stream(self, request: Request) -> AsyncIterator[StreamEvent]:
+        """The reply to ``request``, whole, as DSPy reads one that comes in parts."""
+        for event in response_to_events(await self.complete(request)):
+            yield event
+
     async def aclose(self) -> None:
         """Nothing to close."""
 
@@ -82,6 +94,8 @@ class GatewayLM(dspy.LM):  # type: ignore[misc]
         kwargs = {name: value for name, value in lm.kwargs.items() if name not in CLIENT_KEYS}
         if "max_completion_tokens" in kwargs:
             kwargs["max_tokens"] = kwargs.pop("max_completion_tokens")
+        for name in BESIDE:
+            kwargs.pop(name, None)
         super().__init__(
             lm.model,
             model_type=getattr(lm, "model_type", "chat"),

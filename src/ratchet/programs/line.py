@@ -19,12 +19,19 @@ from dspy.clients.backend_selection import select_backend
 from dspy.clients.execution import aexecute, execute, prepare
 from dspy.clients.model_metadata import model_info, rate
 from dspy.lm15 import Request, Response
+from dspy.utils.exceptions import LMUnsupportedFeatureError
 
 from ratchet.core.problem import content_hash
 from ratchet.programs.answers import Answer, text_in
 from ratchet.programs.journal import Role
 from ratchet.programs.wire import Letter, Wire
 
+BESIDE = ("extra_body", "drop_params")
+"""Options of an LM that are no part of a request: fields for the server's own ends, and LiteLLM's affair."""
+REST_SECONDS = 60.0
+"""How long an LM that was given up is left alone, while another stands in for it."""
+ANSWER_TOKENS = 4096
+"""The longest answer to expect where nobody set a limit and none was seen yet."""
 SILENT = 6
 """Failures in a row, over all requests, from which an LM that has answered before looks dead."""
 
@@ -39,6 +46,10 @@ class Price:
     def of(self, prompt_tokens: int, completion_tokens: int) -> float:
         """Dollars for so many tokens."""
         return (prompt_tokens * self.prompt + completion_tokens * self.completion) / 1e6
+
+
+FREE = Price(prompt=0.0, completion=0.0)
+"""What a model on this machine takes."""
 
 
 @runtime_checkable
@@ -126,11 +137,15 @@ class Line:
         )
         self._last_error = ""
         self._failures = 0
+        self._resting_until = -math.inf
+        self._longest_answer = 0
         self.answered_at = -math.inf
         self._given_price = price
         self._schema = supports_schema
         self._lm = lm.copy(cache=False)
         self._lm.num_retries = 0
+        self._more: dict[str, Any] = self._lm.kwargs.get("extra_body") or {}
+        self._lm.kwargs = {name: value for name, value in self._lm.kwargs.items() if name not in BESIDE}
         self._patient: dict[float, dspy.BaseLM] = {}
         self._wire: Wire | None = None
         self._wire_known = False
@@ -153,7 +168,14 @@ class Line:
             rollout: The rollout of the program's run.
             number: How many requests the same call of the LM made before.
         """
-        return [self.role, request_to_dict(request), call_rollout, rollout, number]
+        return [
+            self.role,
+            request_to_dict(request),
+            call_rollout,
+            rollout,
+            number,
+            *([self._more] if self._more else []),
+        ]
 
     @property
     def trouble(self) -> str | None:
@@ -171,6 +193,15 @@ class Line:
         self.answered = True
         self.answered_at = now
         self._failures = 0
+
+    def give_up(self, now: float) -> None:
+        """Leave it alone for a while."""
+        self._resting_until = now + REST_SECONDS
+
+    def in_charge(self, now: float) -> Line:
+        """Who is asked now: this one, or while it is left alone the one that stands in for it."""
+        resting = self.stand_in is not None and now < self._resting_until
+        return self.stand_in.in_charge(now) if self.stand_in is not None and resting else self
 
     @cached_property
     def supports_response_schema(self) -> bool:
@@ -208,7 +239,7 @@ class Line:
     def wire(self, request: Request) -> Wire | None:
         """The LM's own HTTP interface, where requests like ``request`` can be sent over it."""
         if not self._wire_known:
-            self._wire, self._wire_known = Wire.of(self._lm, request), True
+            self._wire, self._wire_known = Wire.of(self._lm, request, more=self._more), True
         return self._wire
 
     async def send(self, request: Request, *, patience: float) -> Answer:
@@ -226,22 +257,30 @@ class Line:
         letter = None if wire is None else wire.letter(request)
         if wire is not None and letter is not None:
             return await self.exchange(wire, letter, letter.body, patience=patience)
+        if self._more:
+            raise LMUnsupportedFeatureError(
+                "extra_body goes over an OpenAI-compatible interface only", model=self.model
+            )
         lm = self._with(patience)
-        if isinstance(lm, dspy.LM) and not isinstance(lm.engine, str) and lm._async_engine_spec is None:
-            return await asyncio.to_thread(self._send, lm, request)
-        result = await aexecute(lm, prepare(lm, request, None, {}, asynchronous=True))
+        with dspy.context(send_stream=None):  # what a program streams is the reply that is kept
+            if _only_waits(lm):
+                return await asyncio.to_thread(self._send, lm, request)
+            result = await aexecute(lm, prepare(lm, request, None, {}, asynchronous=True))
         return self._answer(result.typed(request, getattr(lm, "model_type", "chat")), result.cost)
 
-    def _send(self, lm: dspy.LM, request: Request) -> Answer:
+    def _send(self, lm: dspy.BaseLM, request: Request) -> Answer:
         result = execute(lm, prepare(lm, request, None, {}))
-        return self._answer(result.typed(request, lm.model_type), result.cost)
+        return self._answer(result.typed(request, getattr(lm, "model_type", "chat")), result.cost)
 
     def _answer(self, response: Response, estimate: float | None) -> Answer:
         usage = response.usage
         return Answer.of(response, self._dollars(usage.input_tokens or 0, usage.output_tokens or 0, estimate))
 
     def _dollars(self, prompt_tokens: int, completion_tokens: int, estimate: float | None) -> float | None:
-        """By the price we were given, else as DSPy estimates them."""
+        """By the price we were given, else as DSPy estimates them; None where nobody said how many tokens it took."""
+        self._longest_answer = max(self._longest_answer, completion_tokens)
+        if prompt_tokens == completion_tokens == 0 and self.price not in (None, FREE):
+            return None
         return estimate if self._given_price is None else self._given_price.of(prompt_tokens, completion_tokens)
 
     async def exchange(self, wire: Wire, letter: Letter, body: bytes, *, patience: float) -> Answer:
@@ -256,15 +295,26 @@ class Line:
         return self._answer(response, _estimate(response, wire.provider, letter.request) if estimated else None)
 
     def reservation(self, request: Request) -> float:
-        """An upper bound of the dollars ``request`` can cost; 0 when the price is not known."""
+        """The most dollars to expect of ``request``; 0 when the price is not known.
+
+        No tokenizer makes more tokens than a text has bytes. Where no ``max_tokens`` bounds the answer, one may be
+        longer than any before it.
+        """
         if self.price is None:
             return 0.0
-        letters = len(str(request_to_dict(request)))
-        return self.price.of(letters // 2, request.config.max_tokens or 4096)
+        size = len(str(request_to_dict(request)).encode(errors="replace"))
+        return self.price.of(size, request.config.max_tokens or max(ANSWER_TOKENS, self._longest_answer))
 
     def tokens(self, request: Request) -> float:
         """About how many tokens ``request`` and its answer have, before anybody counted them."""
         return len(str(request_to_dict(request))) / 4 + min(request.config.max_tokens or 256, 256)
+
+
+def _only_waits(lm: dspy.BaseLM) -> bool:
+    """Whether ``lm`` can be called in a thread only."""
+    if isinstance(lm, dspy.LM):
+        return not isinstance(lm.engine, str) and lm._async_engine_spec is None
+    return type(lm).aforward is dspy.BaseLM.aforward
 
 
 def known_price(lm: dspy.BaseLM) -> Price | None:

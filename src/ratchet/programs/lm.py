@@ -14,11 +14,13 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import dspy
 
 from ratchet.core.errors import BadRequest, UnknownName
-from ratchet.programs.line import Price
+from ratchet.core.problem import content_hash
+from ratchet.programs.line import FREE, Price
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,6 +44,10 @@ LOCAL_MODELS = {
 DEFAULT_LOCAL = "smollm2-135m"
 
 
+_TELLING = ("headers", "extra_headers", "extra_query", "api_version", "custom_llm_provider", "organization", "project")
+"""What an LM may be configured with that can make another model answer, and is no part of a request."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NamedLM:
     """An LM and what Ratchet must know of it.
@@ -63,19 +69,34 @@ class NamedLM:
     @property
     def shared_as(self) -> str | None:
         """What names the model among all that ever were; None for one whose engine we know nothing of."""
-        if not isinstance(self.lm, dspy.LM) or not isinstance(self.lm.engine, str):
+        if not isinstance(self.lm, dspy.LM) or not isinstance(self.lm.engine, str) or self.lm._providers:
             return None
-        return self.identity if self.local else f"{self.identity} {self.lm.kwargs.get('api_base') or ''}"
+        if self.local:
+            return self.identity
+        more = {name: self.lm.kwargs[name] for name in _TELLING if name in self.lm.kwargs}
+        if self.lm.model_type != "chat":
+            more["model_type"] = self.lm.model_type
+        return " ".join((self.identity, _address_of(self.lm), *([content_hash(more)] if more else [])))
 
     @property
     def price(self) -> Price | None:
         """A model on this machine costs nothing per token; others are priced by DSPy's tables."""
-        return Price(prompt=0.0, completion=0.0) if self.local else None
+        return FREE if self.local else None
 
     @property
     def supports_schema(self) -> bool | None:
         """True where decoding is held to the schema; None where DSPy's tables must say."""
         return True if self.local else None
+
+
+def _address_of(lm: dspy.LM) -> str:
+    """The server's address, where the LM names one or the environment does, as DSPy and LiteLLM read it; else empty."""
+    named = lm.kwargs.get("api_base") or lm.kwargs.get("base_url")
+    if named:
+        return str(named)
+    provider = lm.model.split("/", 1)[0].upper() if "/" in lm.model else "OPENAI"
+    found = (os.environ.get(f"{provider}_{name}") for name in ("API_BASE", "BASE_URL"))
+    return " ".join(each for each in found if each)
 
 
 def pull(name: str, folder: Path) -> Path:
@@ -148,7 +169,10 @@ def _serve(path: Path, *, slots: int, context: int = 4096) -> str:
             params.cache_prompt = True
             params.verbosity = -1
             params.port = 0
-            _servers[path] = xllamacpp.Server(params)
+            try:
+                _servers[path] = xllamacpp.Server(params)
+            except RuntimeError as error:
+                raise BadRequest(f"{path} cannot be run as a model: {error}; give a GGUF file") from error
         return str(_servers[path].listening_address)
 
 
@@ -202,6 +226,16 @@ def _local(name: str, models: Path, options: dict[str, Any]) -> NamedLM:
     return NamedLM(lm=lm, name=name, local=True, slots=slots, identity=_identity(path.resolve()))
 
 
+def _check_address(base: str) -> None:
+    try:
+        parts = urlsplit(base)
+        usable = parts.scheme in ("http", "https") and bool(parts.hostname)
+    except ValueError:  # half of an IPv6 address
+        usable = False
+    if not usable:
+        raise BadRequest(f"the LM's address {base!r} is none; give --lm-base http://HOST/v1, or https://")
+
+
 def resolve_lm(
     name: str,
     *,
@@ -231,6 +265,7 @@ def resolve_lm(
     if timeout_seconds is not None:
         options["timeout"] = timeout_seconds
     if base is not None:
+        _check_address(base)
         options |= {"api_base": base, "api_key": key or os.environ.get("OPENAI_API_KEY") or "none"}
         name = name if "/" in name else f"openai/{name}"
     elif "/" not in name:

@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from contextvars import copy_context
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -64,7 +65,7 @@ def house_loop() -> asyncio.AbstractEventLoop:
         with _starting:
             if not _loops:
                 loop = asyncio.new_event_loop()
-                loop.set_default_executor(ThreadPoolExecutor(THREADS, thread_name_prefix="ratchet-run"))
+                loop.set_default_executor(ThreadPoolExecutor(THREADS, thread_name_prefix="ratchet-lm"))
                 threading.Thread(target=_serve, args=(loop,), name="ratchet", daemon=True).start()
                 atexit.register(_close, loop)
                 _loops.append(loop)
@@ -91,7 +92,30 @@ def _close(loop: asyncio.AbstractEventLoop) -> None:
 
 def _serve(loop: asyncio.AbstractEventLoop) -> None:
     asyncio.set_event_loop(loop)
-    loop.run_forever()
+    while True:
+        try:
+            return loop.run_forever()
+        except SystemExit:  # of foreign code; whoever waits for its task gets it, and the others go on
+            continue
+
+
+_foreign = ThreadPoolExecutor(THREADS, thread_name_prefix="ratchet-run")
+
+
+async def in_thread(call: Callable[..., T], *arguments: Any, **named: Any) -> T:
+    """Run foreign code that may block: in threads of its own, so that what it waits for finds one too.
+
+    Raises:
+        RuntimeError: it raised ``StopIteration``, which cannot be handed over.
+    """
+
+    def contained() -> T:
+        try:
+            return call(*arguments, **named)
+        except StopIteration as error:
+            raise RuntimeError(f"StopIteration: {error}".rstrip(": ")) from error
+
+    return await asyncio.get_running_loop().run_in_executor(_foreign, copy_context().run, contained)
 
 
 def on_loop() -> bool:

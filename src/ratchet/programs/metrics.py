@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import copy
 import dataclasses
 import difflib
 import inspect
@@ -22,7 +23,7 @@ import numpy as np
 from ratchet.core.errors import BadMetric, BadRequest, MetricFailed, RatchetError, UnknownName
 from ratchet.core.problem import Example, Fields, canonical
 from ratchet.programs.comparisons import FIELD_METRICS, Compare, plain, shown
-from ratchet.programs.loop import WouldBlockError
+from ratchet.programs.loop import WouldBlockError, in_thread
 from ratchet.programs.targets import load_attribute
 
 METRICS: tuple[str, ...] = (*FIELD_METRICS, "llm_judge")
@@ -111,15 +112,22 @@ async def ascore(metric: Metric, example: Example, prediction: dspy.Prediction, 
     call, habit = partial(_call, metric, example, prediction, trace), metric._habit
     try:
         if metric.in_thread and not habit.is_quick:
-            returned = await asyncio.to_thread(habit.timed, call)
+            returned = await in_thread(habit.timed, call)
         else:
             returned = habit.timed(call)
         if inspect.isawaitable(returned):
             returned = await _awaited(metric, returned)
-    except WouldBlockError:
+    except (WouldBlockError, MetricFailed) as error:
+        if isinstance(error, MetricFailed) and not _wants_a_loop(error):
+            raise
         habit.blocks = True
-        returned = await asyncio.to_thread(lambda: _finished(metric, call()))
+        returned = await in_thread(lambda: _finished(metric, call()))
     return _result(metric, returned)
+
+
+def _wants_a_loop(error: MetricFailed) -> bool:
+    """Whether the metric failed because it began an event loop of its own, on one."""
+    return isinstance(error.__cause__, RuntimeError) and "event loop" in str(error.__cause__)
 
 
 def _finished(metric: Metric, returned: Any) -> Any:
@@ -128,7 +136,12 @@ def _finished(metric: Metric, returned: Any) -> Any:
 
 def dspy_example(example: Example) -> dspy.Example:
     """The example as DSPy and user metrics expect it."""
-    return dspy.Example(example.fields).with_inputs(*example.inputs)
+    return dspy.Example(own(example.fields)).with_inputs(*example.inputs)
+
+
+def own(fields: Fields) -> dict[str, Any]:
+    """``fields`` for foreign code, which may change what it gets."""
+    return {name: copy.deepcopy(value) if isinstance(value, list | dict) else value for name, value in fields.items()}
 
 
 def dspy_prediction(fields: Fields) -> dspy.Prediction:
@@ -141,7 +154,7 @@ def _call(metric: Metric, example: Example, prediction: dspy.Prediction, trace: 
         return metric(dspy_example(example), prediction, trace)
     except RatchetError:
         raise
-    except Exception as error:  # the user's metric is foreign code
+    except (Exception, SystemExit, asyncio.CancelledError) as error:  # the user's metric is foreign code
         raise _failed(metric, error) from error
 
 
@@ -150,11 +163,11 @@ async def _awaited(metric: Metric, returned: Any) -> Any:
         return await returned
     except RatchetError:
         raise
-    except Exception as error:  # the user's metric is foreign code
+    except (Exception, SystemExit) as error:  # the user's metric is foreign code
         raise _failed(metric, error) from error
 
 
-def _failed(metric: Metric, error: Exception) -> MetricFailed:
+def _failed(metric: Metric, error: BaseException) -> MetricFailed:
     return MetricFailed(f"metric {metric.name} raised {type(error).__name__}: {error}", metric=metric.name)
 
 

@@ -8,7 +8,8 @@ A provider, a setting or a request that this does not fit is left to DSPy.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -63,15 +64,17 @@ class Wire:
     Args:
         engine: DSPy's own engine for the LM.
         provider: Its name in errors and price tables.
+        more: Fields that every body has besides those of its request.
     """
 
-    def __init__(self, model: str, engine: AsyncLM15Engine, provider: str) -> None:
+    def __init__(self, model: str, engine: AsyncLM15Engine, provider: str, *, more: Mapping[str, Any]) -> None:
         self.provider = provider
+        self._more = more
         self._model = model
         self._engine = engine
 
     @classmethod
-    def of(cls, lm: dspy.BaseLM, request: Request) -> Wire | None:
+    def of(cls, lm: dspy.BaseLM, request: Request, *, more: Mapping[str, Any]) -> Wire | None:
         """The wire of ``lm``, where DSPy would send ``request`` by itself over HTTP; call it on the event loop.
 
         Raises:
@@ -87,7 +90,7 @@ class Wire:
             target, _ = engine._target(request)
         if getattr(type(target), "complete", None) not in _PLAIN or callable(target._inner.api_key):
             return None
-        return cls(lm.model, engine, provider)
+        return cls(lm.model, engine, provider, more=more)
 
     def letter(self, request: Request) -> Letter | None:
         """``request`` as it would be sent, or None where that takes more than one exchange.
@@ -111,7 +114,7 @@ class Wire:
             url=built.url,
             proxy=proxy_of(built.url),
             headers=CIMultiDict(built.headers),
-            body=built.body,
+            body=json.dumps(json.loads(built.body) | self._more).encode() if self._more else built.body,
             request=routed,
             target=target,
             adaptations=adaptations,
@@ -141,7 +144,12 @@ class Wire:
         """
         inner = letter.target._inner
         with error_boundary(self._model, provider=self.provider, unexpected=True):
-            parsed = inner.parse_response(letter.request, reply)
+            try:
+                parsed = inner.parse_response(letter.request, reply)
+            except (lm15.ProviderError, LookupError, TypeError, ValueError, AttributeError) as error:
+                if isinstance(error, lm15.ProviderError) and type(error) is not lm15.ProviderError:
+                    raise
+                raise lm15.TransportError(str(error)) from error  # a proxy's page, or half of an answer
             return inner._finish_response(letter.request, parsed, letter.adaptations, policy=letter.target.adaptations)
 
 

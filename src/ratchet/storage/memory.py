@@ -53,7 +53,7 @@ class MemoryJournal:
     def borrow(self, shared: str, key: str, *, stage: str) -> Reply | None:
         """A reply that another optimization shared, kept here as ``key`` from now on."""
         found = self.shared.get(shared)
-        if found is None:
+        if found is None or "refused" in found.response:
             return None
         reply = replace(found, key=key, stage=stage)
         with self._lock:

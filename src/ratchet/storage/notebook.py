@@ -81,7 +81,7 @@ class SqlJournal:
     def borrow(self, shared: str, key: str, *, stage: str) -> Reply | None:
         """A reply that another optimization shared, kept here as ``key`` from now on."""
         found = self._database.shared_reply(shared)
-        if found is None:
+        if found is None or "refused" in found.response:
             return None
         reply = replace(found, key=key, stage=stage)
         self._database.pen.write(self._id, self._database.statements.borrow, self._columns(reply, None))

@@ -235,8 +235,8 @@ def _handler(stub: StubServer) -> type[BaseHTTPRequestHandler]:
             else:
                 self._send(*answered)
 
-        def _send(self, status: int, data: dict[str, Any]) -> None:
-            content = json.dumps(data).encode()
+        def _send(self, status: int, data: dict[str, Any] | bytes) -> None:
+            content = data if isinstance(data, bytes) else json.dumps(data).encode()
             wait = "Retry-After: 0\r\n" if status == 429 else ""
             kind = f"Content-Type: application/json\r\n{wait}"
             head = f"HTTP/1.1 {status} -\r\n{kind}Content-Length: {len(content)}\r\n\r\n"

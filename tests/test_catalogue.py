@@ -162,6 +162,19 @@ def test_one_that_breaks_the_contract_fails_its_run_and_says_where(stub: StubSer
         optimize(stub, liar)
 
 
+def test_one_that_hangs_fails_its_run_and_says_where(stub: StubServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    stuck = threading.Event()
+
+    def hanging(problem: Any, *, rng: Any) -> Any:
+        yield from generate("What now?")
+        stuck.wait()
+
+    monkeypatch.setenv("RATCHET_ALGORITHM_SECONDS", "0.2")
+    with pytest.raises(BrokenContract, match=r"hanging, turn 2: it took longer than 0.2 seconds"):
+        optimize(stub, hanging)
+    stuck.set()
+
+
 def test_one_that_blocks_does_not_hold_up_others(stub: StubServer) -> None:
     inside, go_on = threading.Event(), threading.Event()
 
@@ -194,6 +207,28 @@ def test_a_changed_file_is_not_gone_on_with(tmp_path: Path) -> None:
     before = find("mine.py:by_hand", Settings()).identity
     (tmp_path / "mine.py").write_text(GOOD + "\n")
     assert find("mine.py:by_hand", Settings()).identity != before
+
+
+@pytest.mark.parametrize(
+    "made", ["Climb()", "functools.partial(Climb(), steps=3)", "functools.partial(climb, steps=3)"]
+)
+def test_a_changed_file_of_what_is_no_plain_function_is_not_gone_on_with(made: str, tmp_path: Path) -> None:
+    text = f"""
+import functools
+
+def climb(problem, *, rng, steps):
+    yield
+
+class Climb:
+    def __call__(self, problem, *, rng, steps=1):
+        yield
+
+mine = {made}
+"""
+    (tmp_path / "mine.py").write_text(text)
+    before = find("mine.py:mine", Settings()).identity
+    (tmp_path / "mine.py").write_text(text + "\n")
+    assert find("mine.py:mine", Settings()).identity != before
 
 
 # --- servers ----------------------------------------------------------------------------------------------------------

@@ -133,6 +133,26 @@ def test_a_fall_over_an_empty_answer_is_told_with_the_line(tmp_path: Path) -> No
     assert "is refused" in done.stdout
 
 
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("sys.exit(3)", "it raised SystemExit: 3 (mine.py, line 4)"),
+        ("return [problem.seed.with_demos(name, [{field: object()}], origin='x')]", "expected JSON"),
+    ],
+)
+def test_what_would_end_or_break_the_process_is_told(line: str, words: str, tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(
+        "import sys\n"
+        "def mine(problem, *, rng):\n"
+        "    yield from (); name = problem.predictors[0].name; field = problem.predictors[0].outputs[0].name\n"
+        f"    {line}\n"
+    )
+    done = command("mine.py:mine")
+    assert done.exit_code == 1
+    assert words in " ".join(done.stdout.split())
+    assert "is refused" in done.stdout
+
+
 def test_the_verdict_is_also_json(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text("def mine(problem, *, rng):\n    yield from ()\n    return [problem.seed]\n")
     told = json.loads(command("mine.py:mine", "--json").stdout)

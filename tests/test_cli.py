@@ -231,7 +231,46 @@ def test_unreadable_answers_are_counted_as_failures_by_kind(data: str) -> None:
         done = ratchet("evaluate", SIGNATURE, "--data", data, "--limit", 10, *lm(garbage), "--json")
     measured = json.loads(done.stdout)
     assert measured["failures"] == {"unparseable": 10}
+    assert "10 of 10 runs failed; the first: unparseable" in done.stderr
     assert all(row["score"] is None for row in measured["rows"])
+
+
+def test_an_evaluation_of_which_nothing_can_be_scored_says_why(stub: StubServer, data: str, tmp_path: Path) -> None:
+    arguments = ("evaluate", SIGNATURE, "--data", data, "--limit", 5)
+    (tmp_path / "score.py").write_text("def metric(example, prediction):\n    raise ValueError('no such thing')\n")
+    by_metric = ratchet(*arguments, *lm(stub), "--metric", f"{tmp_path / 'score.py'}:metric")
+    stub.status = 400
+    by_lm = ratchet(*arguments, *lm(stub))
+    assert (by_metric.exit_code, by_lm.exit_code) == (2, 2)
+    assert "no such thing" in by_metric.stderr
+    assert "400" in by_lm.stderr
+    assert [each["status"] for each in stored()] == ["failed", "failed"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--lm", "stub", "--lm-base", "notaurl"], "'notaurl'"),
+        (["--lm", "stub", "--lm-base", "ftp://host"], "'ftp://host'"),
+        (["--lm", "local:fake.gguf"], "fake.gguf cannot be run as a model"),
+        (["--lm", "openai/stub", "--out", "."], ". is a folder"),
+        (["--lm", "openai/stub", "--out", "cases.jsonl/rows.csv"], "cases.jsonl cannot be written to"),
+    ],
+)
+def test_an_evaluation_that_cannot_work_is_refused_before_a_call(
+    arguments: list[str], words: str, data: str, tmp_path: Path
+) -> None:
+    (tmp_path / "fake.gguf").write_bytes(b"no weights")
+    done = ratchet("evaluate", SIGNATURE, "--data", data, *arguments)
+    assert done.exit_code == 2, done.output
+    assert words in done.stderr
+    assert stored() == []
+
+
+def test_a_certificate_that_is_not_there_is_wrong_usage() -> None:
+    done = ratchet("verify", "nofile.json")
+    assert done.exit_code == 2
+    assert "nofile.json is not there" in done.stderr
 
 
 def test_every_algorithm_is_listed() -> None:
@@ -277,7 +316,13 @@ def test_help_is_quick_and_imports_nothing_heavy() -> None:
         ([SIGNATURE, "--module", "agent"], "predict, cot"),
         ([SIGNATURE, "--objective", "beauty:1"], "beauty"),
         ([SIGNATURE, "--objective", "quality:much"], "quality:much"),
+        ([SIGNATURE, "--objective", "quality:1,quality_score:2"], "names quality_score twice"),
         ([SIGNATURE, "--price", "cheap"], "--price"),
+        ([SIGNATURE, "--price", "nan,1"], "--price"),
+        ([SIGNATURE, "--seed", "-1"], "seed is -1"),
+        ([SIGNATURE, "--temperature", "-3"], "temperature is -3.0"),
+        ([SIGNATURE, "--max-tokens", "0"], "max_tokens is 0"),
+        ([SIGNATURE, "--lm-timeout", "0"], "lm_timeout is 0.0"),
         ([SIGNATURE, "--map", "text"], "--map"),
         ([SIGNATURE, "--map", "text=body"], "body"),
         ([SIGNATURE, "--max-calls", "0"], "max_calls"),
@@ -301,6 +346,7 @@ def test_wrong_usage_ends_with_2_says_what_is_wrong_and_stores_nothing(
     [
         ("bad.jsonl", '{"text": "a", "label": "amber"}\n{"text": \n', "bad.jsonl, line 2"),
         ("bad.csv", "text,label\na,amber\nb\n", "bad.csv, line 3"),
+        ("first.jsonl", '{"text": "a"}\n{"text": "b", "label": "amber"}\n', "line 1: label field 'label' is missing"),
         ("lacks.jsonl", '{"text": "a", "label": "amber"}\n{"label": "amber"}\n', "lacks.jsonl, line 2"),
         ("empty.jsonl", "", "no rows"),
         ("tiny.jsonl", '{"text": "a", "label": "amber"}\n{"text": "b", "label": "amber"}\n', "example"),
@@ -337,6 +383,7 @@ def test_a_metric_that_gives_no_number_fails_with_its_words(
     done = optimize(stub, data, "--metric", f"{tmp_path / 'score.py'}:metric")
     assert done.exit_code == 2
     assert "metric" in done.stderr
+    assert "ratchet resume" not in done.stderr  # it would be refused again
     assert stored()[0]["status"] == "failed"
 
 

@@ -20,6 +20,7 @@ from typer.testing import CliRunner, Result
 import ratchet
 from ratchet.cli.app import app
 from ratchet.contest import BASELINE, Contest, pairs
+from ratchet.core.algorithm import Wait
 from ratchet.core.errors import BadRequest, LmUnavailable, RatchetError, UnknownName
 from ratchet.core.evaluation import Evaluation, Evaluations
 from ratchet.core.problem import Example
@@ -210,7 +211,12 @@ def test_killed_in_the_midst_it_goes_on_where_it_stopped(
 def called(server: StubServer, *algorithms: Any, **more: Any) -> ratchet.Contest:
     lm = dspy.LM("openai/stub", api_base=server.base, api_key="none", cache=False)
     return ratchet.compare(
-        dspy.Predict(SIGNATURE), rows(200), algorithms=algorithms, metric="exact_match", lm=lm, max_calls=240, **more
+        dspy.Predict(SIGNATURE),
+        rows(200),
+        algorithms=algorithms,
+        metric="exact_match",
+        lm=lm,
+        **{"max_calls": 240, **more},
     )
 
 
@@ -235,6 +241,57 @@ def test_where_all_keep_the_program_as_it_is_it_is_measured_all_the_same(stub: S
     assert found.contenders[0].quality == found.contenders[1].quality
     assert found.contenders[0].quality.mean is not None
     assert found.pairs[0].comparison is None
+
+
+def test_where_nobody_opened_the_test_as_much_is_measured_as_the_budget_pays_for(
+    stub: StubServer, tmp_path: Path
+) -> None:
+    (tmp_path / "big.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows(600)))
+    asked = ("--data", "big.jsonl", "--lm", "stub", "--lm-base", stub.base, "--max-calls", 30, "--json")
+    done = command("compare", SIGNATURE, "gepa", "bootstrap", *asked)
+    assert done.exit_code == 0, done.output
+    found = Contest.from_json(json.loads(done.stdout))
+    assert 2 <= found.n <= 30
+    assert all(each.quality.mean is not None for each in found.contenders)
+
+
+def test_what_the_budget_does_not_pay_for_is_left_out(stub: StubServer) -> None:
+    more: list[int] = []
+
+    class Dear(dspy.Module):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.answer = dspy.Predict(SIGNATURE)
+
+        def forward(self, text: str) -> Any:
+            for number in more:
+                self.answer(text=f"{text} {number}")
+            return self.answer(text=text)
+
+    def changing(problem: Any, *, rng: Any) -> Any:
+        more.extend(range(8))  # from now on a run takes more calls than was planned with
+        yield from ()
+        return [problem.seed]
+
+    lm = dspy.LM("openai/stub", api_base=stub.base, api_key="none", cache=False)
+    task: dict[str, Any] = {"metric": "exact_match", "lm": lm, "max_calls": 60, "concurrency": 1, "force": True}
+    found = ratchet.compare(Dear(), rows(200), algorithms=[changing], **task)
+    assert found.n == 60 // 9
+    assert all(each.quality.mean is not None for each in found.contenders)
+
+
+def test_a_bug_or_a_request_of_one_is_its_own_failure(stub: StubServer) -> None:
+    def asking(problem: Any, *, rng: Any) -> Any:
+        yield from ()
+        raise BadRequest("what now?")
+
+    def untold(problem: Any, *, rng: Any) -> Any:
+        yield Wait(5)  # type: ignore[arg-type]
+
+    _, first, second, gepa = called(stub, asking, untold, "gepa").contenders
+    assert (first.status, second.status, gepa.status) == ("failed", "failed", "improved")
+    assert "what now?" in first.reason
+    assert second.reason
 
 
 def test_when_all_fail_there_is_nothing_to_compare(stub: StubServer) -> None:

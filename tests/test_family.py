@@ -10,7 +10,7 @@ import dspy
 import pytest
 
 import ratchet
-from ratchet.core.errors import BadRequest
+from ratchet.core.errors import BadRequest, UserError
 from ratchet.testing.lm_server import SIGNATURE, StubServer, rows
 
 
@@ -37,9 +37,10 @@ def member(program: dspy.Module, field: str, *, first: int, sign: float = 1.0) -
 def test_what_helped_one_is_tried_on_the_other_and_kept_where_it_helps(stub: StubServer) -> None:
     mails = dspy.Predict(SIGNATURE)
     chats = dspy.Predict(SIGNATURE.replace("text", "chat"))
+    of_mails = member(mails, "text", first=0)
     with dspy.context(lm=dspy.LM("openai/stub", api_base=stub.base, api_key="none", cache=False)):
         family = ratchet.optimize_family(
-            {"mails": member(mails, "text", first=0), "chats": member(chats, "chat", first=500)},
+            {"mails": {**of_mails, "data": iter(of_mails["data"])}, "chats": member(chats, "chat", first=500)},
             max_calls=600,
             lessons_may_quote=False,
             force=True,
@@ -72,6 +73,30 @@ def test_what_helps_nobody_else_is_not_kept(stub: StubServer) -> None:
     assert transfer.gain.effect < 0
     assert not transfer.kept
     assert str(transfer).endswith("not kept")
+
+
+@pytest.mark.parametrize(
+    ("other", "words"),
+    [
+        ({"metric": "exact_macht"}, "member b: .*exact_match"),
+        ({"nonsense": 1}, "member b: there is no option 'nonsense'"),
+        ({"max_calls": 0}, "member b: max_calls is 0"),
+        ({"program": "app"}, "member b: the program is of type str"),
+        ({"algorithm": lambda problem, *, rng: iter(())}, "member b is optimized by a function"),
+        ({"warm_start": False}, "member b has warm_start=False"),
+        ({"tenant": "else"}, "of the tenants default, else"),
+    ],
+)
+def test_what_is_wrong_with_any_member_is_told_before_anything_is_paid(
+    other: dict[str, Any], words: str, stub: StubServer
+) -> None:
+    one = member(dspy.Predict(SIGNATURE), "text", first=0)
+    with (
+        dspy.context(lm=dspy.LM("openai/stub", api_base=stub.base, api_key="none", cache=False)),
+        pytest.raises(UserError, match=words),
+    ):
+        ratchet.optimize_family({"a": one, "b": {**one, **other}}, max_calls=200, force=True)
+    assert stub.requests == 0
 
 
 def test_a_family_of_one_is_none(stub: StubServer) -> None:

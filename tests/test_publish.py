@@ -146,6 +146,21 @@ def test_a_changed_file_beside_the_certificate_is_found(name: str, copy: Path) -
         checked(copy)
 
 
+@pytest.mark.parametrize("name", ["status", "improvement_percentage", "optimized_performance", "reason"])
+def test_a_changed_figure_of_the_result_is_found(name: str, copy: Path) -> None:
+    result = json.loads((copy / "result.json").read_text())
+    (copy / "result.json").write_text(json.dumps(result))  # laid out another way, as a client writes it
+    assert "result.json holds the certified result" in checked(copy).checked
+    (copy / "result.json").write_text(json.dumps({**result, name: None}))
+    with pytest.raises(CertificateInvalid, match=r"result\.json was changed"):
+        checked(copy)
+
+
+def test_a_certificate_from_before_results_were_in_it_holds(copy: Path) -> None:
+    forge(copy, lambda payload: payload["hashes"].pop("result.json"))
+    assert "result.json holds the certified prompts and comparison" in checked(copy).checked
+
+
 def test_the_program_loads_in_plain_dspy(copy: Path) -> None:
     program = dspy.Predict(SIGNATURE)
     program.load(str(copy / "program.json"))

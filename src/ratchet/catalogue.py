@@ -18,7 +18,8 @@ import inspect
 import json
 import traceback
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from types import MappingProxyType
@@ -26,7 +27,7 @@ from typing import Any
 
 from ratchet.algorithms import NATIVE
 from ratchet.core.algorithm import Search
-from ratchet.core.contract import watched
+from ratchet.core.contract import limited, watched
 from ratchet.core.errors import BadRequest, StorageUnavailable, UnknownName
 from ratchet.core.problem import content_hash
 from ratchet.engine.archive import Event, Notebook
@@ -117,19 +118,35 @@ class Custom:
         source: Where it comes from, in a few words.
         search: What it is; None when it is behind a URL.
         link: How its server is talked to; None when it is a function.
+        seconds: Patience with one turn of a function; a link has its own.
     """
 
     name: str
     source: str
     search: Search | None = None
     link: Link | None = None
+    seconds: float = field(default_factory=lambda: Settings().algorithm_seconds)
 
     @property
     def identity(self) -> str:
-        """Changes when the file that the function stands in does; a server is held to its own answers instead."""
-        file = inspect.getsourcefile(inspect.unwrap(self.search)) if inspect.isfunction(self.search) else None
+        """Changes when the file that the search stands in does; a server is held to its own answers instead."""
+        file = _file(self.search)
         text = Path(file).read_bytes() if file is not None and Path(file).is_file() else self.source.encode()
         return hashlib.sha256(text).hexdigest()[:16]
+
+
+def _file(search: Search | None) -> str | None:
+    """The file that ``search``, a function or a callable object, stands in; None where there is none."""
+    found: Any = search
+    while isinstance(found, partial):
+        found = found.func
+    found = inspect.unwrap(found)
+    if not (inspect.isroutine(found) or inspect.isclass(found)):
+        found = type(found)
+    try:
+        return inspect.getsourcefile(found)
+    except TypeError:  # it is built in
+        return None
 
 
 def find(name: str, settings: Settings, registered: Mapping[str, Address] = MappingProxyType({})) -> Custom:
@@ -146,14 +163,15 @@ def find(name: str, settings: Settings, registered: Mapping[str, Address] = Mapp
     if name in known:
         return Custom(name=name, source=known[name].url, link=_link(name, known[name], settings))
     if entries := tuple(entry_points(group=GROUP, name=name)):
-        return Custom(name=name, source=_source(entries[0]), search=_loaded(name, entries))
+        return Custom(
+            name=name, source=_source(entries[0]), search=_loaded(name, entries), seconds=settings.algorithm_seconds
+        )
     if name.startswith(("http://", "https://")):
         return Custom(name=name, source=name, link=_link(name, Address(url=name), settings))
     module, colon, attribute = name.rpartition(":")
     if colon and module and attribute:
-        return Custom(
-            name=name, source=name, search=a_search(load_attribute(module, attribute, what="algorithm"), name)
-        )
+        search = a_search(load_attribute(module, attribute, what="algorithm"), name)
+        return Custom(name=name, source=name, search=search, seconds=settings.algorithm_seconds)
     more = sorted({*known, *entry_points(group=GROUP).names} - set(BUILT_IN))
     raise UnknownName(f"there is no algorithm {name!r}; there are auto, {', '.join((*sorted(BUILT_IN), *more))}")
 
@@ -211,11 +229,12 @@ def searches(
     def search(each: Custom) -> Search:
         if each.link is None:
             assert each.search is not None
-            return each.search
+            return limited(watched(each.search, each.name), each.name, seconds=each.seconds, check=check)
         name = f"{identity}-{content_hash(each.name)[:6]}"
-        return RemoteAlgorithm(link=replace(each.link, check=check), identity=name, noted=noted, note=note)
+        link = replace(each.link, check=check)
+        return watched(RemoteAlgorithm(link=link, identity=name, noted=noted, note=note), each.name)
 
-    return {name: watched(search(each), name) for name, each in custom.items()}
+    return {name: search(each) for name, each in custom.items()}
 
 
 def _loaded(name: str, entries: tuple[EntryPoint, ...]) -> Search:

@@ -18,7 +18,16 @@ from itertools import combinations, count
 from typing import Any
 
 from ratchet.begin import new_run, resumed_run
-from ratchet.core.errors import BadRequest, Cancelled, RatchetError, UnknownName, UserError, WorldFailure
+from ratchet.core.errors import (
+    BadRequest,
+    BudgetSpent,
+    Cancelled,
+    InUse,
+    RatchetError,
+    UnknownName,
+    UserError,
+    WorldFailure,
+)
 from ratchet.core.evaluation import Evaluation, Evaluations
 from ratchet.core.problem import Candidate, Example, content_hash
 from ratchet.core.result import OptimizationResult
@@ -173,7 +182,8 @@ def contest(
     notebook = _notebook(identity, options, names, archive)
     notebook.keep_examples({"test": first.prepared.splits.test})
     sources = [(result.winner or seed, archive.open(stored.id)) for _, stored, result in results]
-    sealed = _sealed(first.prepared.splits.test, seed, sources, notebook)
+    test, candidates = first.prepared.splits.test, len(set(chosen.values()))
+    sealed = _sealed(test, seed, sources, notebook) or test[: _affordable(options.max_calls, candidates, sources)]
     rows = _measured(first.prepared, identity, notebook, chosen, sealed)
     lines = [Contender(name=BASELINE, candidate=seed.key)]
     for entry, stored, result in found:
@@ -298,9 +308,11 @@ def _optimized(
         )
         try:
             result: OptimizationResult | None = carry(entry.name, run)
-        except (UserError, WorldFailure, Cancelled):
+        except (InUse, WorldFailure, Cancelled):
             raise
-        except RatchetError:
+        except Exception as error:  # what one algorithm does, be it a bug, is no reason to lose what the others found
+            if isinstance(error, UserError) and not isinstance(error, BadRequest):
+                raise  # the task is at fault, for all of them
             result = None
         return archive.find(identity), result
     raise AssertionError("there is always a next attempt")
@@ -323,7 +335,7 @@ def _notebook(identity: str, options: Options, names: Sequence[str], archive: Sq
 def _sealed(
     test: Sequence[Example], seed: Candidate, sources: Sequence[tuple[Candidate, Notebook]], notebook: Notebook
 ) -> tuple[Example, ...]:
-    """The sealed examples that some contender opened, in order; all of them when none did.
+    """The sealed examples that some contender opened, in order.
 
     Their evaluations are taken over into ``notebook``: a measurement is made once.
     """
@@ -334,7 +346,17 @@ def _sealed(
             if row.example.key in opened and row.repeat == 0 and row.candidate in (seed.key, candidate.key):
                 notebook.keep_evaluation(row, stage=STAGE)
                 seen.add(row.example.key)
-    return tuple(example for example in test if not seen or example.key in seen)
+    return tuple(example for example in test if example.key in seen)
+
+
+def _affordable(max_calls: int | None, candidates: int, sources: Sequence[tuple[Candidate, Notebook]]) -> int | None:
+    """Sealed examples to measure when no contender opened any: as planned, where that can be paid; None for all."""
+    plans = [event.payload for _, source in sources for _, event in source.events() if event.kind == "plan"]
+    sizes = [plan["test"] for plan in plans]
+    if max_calls is not None:
+        each = candidates * max((plan["calls_per_run"] for plan in plans), default=1.0)
+        sizes.append(int((max_calls - max((plan["slack_calls"] for plan in plans), default=0)) / each))
+    return max(0, min(sizes)) if sizes else None
 
 
 def _measured(
@@ -344,7 +366,10 @@ def _measured(
     chosen: Mapping[str, Candidate],
     sealed: Sequence[Example],
 ) -> dict[str, Evaluations]:
-    """Every contender's evaluations on the sealed examples; what is missing is run now, under the same limits."""
+    """Every contender's evaluations on the sealed examples; what is missing is run now, under the same limits.
+
+    Where those do not pay for it, the examples that all were run on; none where these are fewer than two.
+    """
 
     def stored() -> dict[tuple[str, str], Evaluation]:
         return {(row.candidate, row.example.key): row for row, _ in notebook.evaluations()}
@@ -359,8 +384,11 @@ def _measured(
         finally:
             run.gateway.close()
         known = stored()
+    shared = [each for each in sealed if all((candidate.key, each.key) in known for candidate in candidates)]
+    if len(shared) < 2:
+        return {}
     return {
-        name: Evaluations(tuple(known[candidate.key, example.key] for example in sealed))
+        name: Evaluations(tuple(known[candidate.key, example.key] for example in shared))
         for name, candidate in chosen.items()
     }
 
@@ -371,8 +399,11 @@ async def _run_missing(run: Run, candidates: Sequence[Candidate], sealed: Sequen
     runner = Runner(
         run.program, write=job.write, ledger=run.gateway, notebook=run.notebook, concurrency=job.concurrency
     )
-    for candidate in candidates:
-        await runner.evaluate(candidate, sealed)
+    with suppress(BudgetSpent):
+        # All candidates abreast: only what all have can be compared.
+        for first in range(0, len(sealed), job.concurrency):
+            for candidate in candidates:
+                await runner.evaluate(candidate, sealed[first : first + job.concurrency])
 
 
 def _line(line: Contender, rows: Evaluations, success_at: float, seed: int) -> Contender:

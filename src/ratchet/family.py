@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from inspect import signature
 from typing import Any
 
-from ratchet.analytics.knowledge import PROMPTS_OF
+from ratchet.analytics.knowledge import DEFAULT_TENANT, PROMPTS_OF
+from ratchet.begin import tried_run
 from ratchet.bootstrap import open_archive
-from ratchet.core.errors import BadRequest
+from ratchet.core.errors import BadRequest, UserError
 from ratchet.core.result import OptimizationResult
 from ratchet.core.statistics import Comparison, compare_paired
 from ratchet.engine.archive import Notebook
-from ratchet.library import Outcome, optimize
+from ratchet.guard import guarded
+from ratchet.library import Outcome, _each, _task, optimize
+from ratchet.options import Options
+from ratchet.prepare import Given
 from ratchet.settings import Settings
+from ratchet.storage.algorithms import addresses
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,17 +69,16 @@ def optimize_family(members: Mapping[str, Mapping[str, Any]], *, max_calls: int 
         **shared: What ``ratchet.optimize`` takes besides, the same for all.
 
     Raises:
-        BadRequest: there are fewer than two members.
+        UserError: something given for one of them cannot be used, or they cannot learn from each other; nothing was
+            paid then.
         RatchetError: an optimization failed, or was stopped; those before it are stored.
     """
     if len(members) < 2:
         raise BadRequest(f"a family has at least 2 members, not {len(members)}; use ratchet.optimize for one")
     if max_calls is not None and max_calls < len(members):
         raise BadRequest(f"max_calls is {max_calls}, less than one call for each of {len(members)} members")
-    for name, asked in members.items():
-        algorithm = {**shared, **asked}.get("algorithm", "auto")
-        if not {"auto", "portfolio"} & {part.strip() for part in algorithm.split(",")}:
-            raise BadRequest(f"member {name} is optimized by {algorithm}, which learns nothing from others; use auto")
+    shared, members = _lasting(shared), {name: _lasting(asked) for name, asked in members.items()}
+    _check({name: {**shared, "max_calls": max_calls, **asked} for name, asked in members.items()})
     outcomes: dict[str, Outcome] = {}
     transfers: list[Transfer] = []
     taught: dict[str, str] = {}
@@ -92,6 +97,64 @@ def optimize_family(members: Mapping[str, Mapping[str, Any]], *, max_calls: int 
         if outcome.status in ("improved", "no_proven_gain"):
             taught[outcome.optimization_id] = name
     return Family(outcomes=outcomes, transfers=tuple(transfers))
+
+
+def _lasting(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """``arguments``, with data that can be read only once as a list."""
+    return {name: list(value) if isinstance(value, Iterator) else value for name, value in arguments.items()}
+
+
+def _check(members: Mapping[str, Mapping[str, Any]]) -> None:
+    """Refuse members that cannot be optimized, or learn nothing from each other, before the first is paid for.
+
+    Args:
+        members: For each name all that ``optimize`` takes.
+
+    Raises:
+        UserError: some cannot.
+    """
+    for name, asked in members.items():
+        algorithms = _each(asked.get("algorithm", "auto"))
+        if any(map(callable, algorithms)):
+            raise BadRequest(f"member {name} is optimized by a function, which learns nothing from others; use auto")
+        if not {"auto", "portfolio"} & set(algorithms):
+            said = ", ".join(map(str, algorithms))
+            raise BadRequest(f"member {name} is optimized by {said}, which learns nothing from others; use auto")
+        if not asked.get("warm_start", True):
+            raise BadRequest(f"member {name} has warm_start=False, and so learns nothing from others; leave it out")
+    tenants = {asked.get("tenant", DEFAULT_TENANT) for asked in members.values()}
+    if len(tenants) > 1:
+        raise BadRequest(f"the members are of the tenants {', '.join(sorted(tenants))}; none learns from another's")
+    settings = Settings()
+    archive = open_archive(settings)
+    try:
+        for name, asked in members.items():
+            try:
+                given, options = _asked(asked)
+                options, cleaner = guarded(options, settings, archive)
+                known = addresses(archive, options.tenant)
+                tried_run(options, replace(given, cleaner=cleaner), settings, addresses=known)
+            except UserError as error:
+                raise type(error)(f"member {name}: {error}", **error.values) from error
+    finally:
+        archive.close()
+
+
+def _asked(member: Mapping[str, Any]) -> tuple[Given, Options]:
+    """What ``optimize`` makes of its arguments.
+
+    Raises:
+        UserError: something given cannot be used.
+    """
+    try:
+        bound = signature(optimize).bind(**member)
+    except TypeError as error:
+        raise BadRequest(str(error)) from error
+    bound.apply_defaults()
+    arguments = {name: value for name, value in bound.arguments.items() if name not in ("out", "on_event", "options")}
+    data = {name: arguments.pop(name) for name in ("data", "train", "validation", "test")}
+    algorithms = _each(arguments.pop("algorithm"))
+    return _task(arguments.pop("program"), data, algorithms=algorithms, **arguments, **bound.arguments["options"])
 
 
 def transfers_in(

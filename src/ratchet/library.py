@@ -19,10 +19,11 @@ from ratchet.contest import Contest, contest
 from ratchet.core.algorithm import Search
 from ratchet.core.errors import BadData, BadRequest
 from ratchet.core.problem import Example
+from ratchet.core.request import objectives_of
 from ratchet.core.result import OptimizationResult
 from ratchet.engine.archive import Event
 from ratchet.options import Options
-from ratchet.prepare import Given, examples_for
+from ratchet.prepare import Given, check_built, examples_for
 from ratchet.programs.datasets import Row, assemble, read_rows
 from ratchet.programs.dspy_program import plain
 from ratchet.publish import check_folder, final_program
@@ -59,7 +60,7 @@ def optimize(
     metric: str | Callable[..., Any],
     lm: str | dspy.BaseLM | None = None,
     reflection_lm: str | dspy.BaseLM | None = None,
-    algorithm: str | Search = "auto",
+    algorithm: str | Search | Sequence[str | Search] = "auto",
     max_calls: int | None = None,
     max_usd: float | None = None,
     max_minutes: float = 120.0,
@@ -82,7 +83,7 @@ def optimize(
         lm: Task LM, an object or a name; by default ``dspy.settings.lm``.
         reflection_lm: Writes prompts; by default the task LM.
         algorithm: ``auto``, names with commas between them (of ``ratchet algorithms``, of a file's function or a URL),
-            or a function of your own.
+            a function of your own, or a sequence of names and functions.
         max_calls: LM calls in all, never passed.
         max_usd: Dollars in all, never passed.
         max_minutes: Wall time in all.
@@ -101,14 +102,13 @@ def optimize(
     folder = None if out is None else Path(out)
     if folder is not None:
         check_folder(folder)
-    algorithms = [algorithm] if callable(algorithm) else [name.strip() for name in algorithm.split(",")]
     given, asked = _task(
         program,
         {"data": data, "train": train, "validation": validation, "test": test},
         metric=metric,
         lm=lm,
         reflection_lm=reflection_lm,
-        algorithms=algorithms,
+        algorithms=_each(algorithm),
         seed=seed,
         max_calls=max_calls,
         max_usd=max_usd,
@@ -241,6 +241,12 @@ def _task(
     return given, asked
 
 
+def _each(algorithm: str | Search | Sequence[str | Search]) -> Sequence[str | Search]:
+    if isinstance(algorithm, str):
+        return [name.strip() for name in algorithm.split(",")]
+    return algorithm if isinstance(algorithm, Sequence) else [algorithm]
+
+
 def _name(search: Any) -> str:
     """What a function is called in results."""
     of_class = type(search)
@@ -253,7 +259,8 @@ def _options(values: Mapping[str, Any]) -> Options:
     known = [each.name for each in fields(Options)]
     if unknown := [name for name in values if name not in known]:
         raise BadRequest(f"there is no option {unknown[0]!r}; there are {', '.join(known)}")
-    return Options(**values)
+    given = {"objectives": objectives_of(values["objectives"])} if "objectives" in values else {}
+    return Options(**{**values, **given})
 
 
 def _examples(
@@ -273,6 +280,8 @@ def _examples(
             kind = type(row).__name__
             raise BadData(f"{name}, example {number}: a {kind} is no example; give dspy.Example or a mapping")
     if all(isinstance(row, dspy.Example) and row._input_keys for row in rows):
-        return tuple(Example(inputs=plain(row.inputs().toDict()), labels=plain(row.labels().toDict())) for row in rows)
+        built = tuple(Example(inputs=plain(row.inputs().toDict()), labels=plain(row.labels().toDict())) for row in rows)
+        check_built(program, built, metric=named, file=name)
+        return built
     plain_rows = [Row(number=number, fields=plain(dict(row.items()))) for number, row in enumerate(rows, 1)]
     return examples_for(program, plain_rows, metric=named, rename={}, file=name)

@@ -18,6 +18,7 @@ from ratchet.core.evaluation import Evaluation, Evaluations
 from ratchet.core.problem import Example
 from ratchet.core.result import Status
 from ratchet.engine.archive import Event, Optimization
+from ratchet.engine.optimize import refuse_hopeless
 from ratchet.engine.report import Side
 from ratchet.engine.runner import Runner
 from ratchet.guard import clean_rows, guarded
@@ -27,7 +28,7 @@ from ratchet.programs import loop
 from ratchet.programs.datasets import Row, Splits, without_duplicates
 from ratchet.programs.files import written_whole
 from ratchet.programs.targets import resolve_target
-from ratchet.publish import side
+from ratchet.publish import check_folder, side
 from ratchet.run import Run
 from ratchet.settings import Settings
 from ratchet.storage.memory import MemoryNotebook
@@ -53,6 +54,7 @@ class Measurement:
 
         Raises:
             RatchetError: the world failed, or it was stopped.
+            UserError: no run could be scored, because of the metric or the program.
             InUse: another process is working on it.
         """
         run = self.run
@@ -65,6 +67,7 @@ class Measurement:
                             rows: Evaluations = loop.run(self._evaluate())
                     finally:
                         run.gateway.land()
+                    refuse_hopeless(rows, of="example")
                 kept = {"baseline_performance": {"quality_score": rows.mean}, **self.summary(rows)}
                 run.notebook.set_status("evaluated", result=kept)
             finally:
@@ -206,6 +209,17 @@ def row_json(row: Evaluation) -> dict[str, Any]:
 def as_lines(data: Sequence[Mapping[str, Any]]) -> str:
     """Rows, one line of JSON each."""
     return "".join(json.dumps(line, ensure_ascii=False, default=str) + "\n" for line in data)
+
+
+def check_file(path: Path) -> None:
+    """Make the folder of ``path``, so that a place that cannot be written to is known before anything is paid.
+
+    Raises:
+        BadRequest: it is a folder itself, or cannot be written to.
+    """
+    if path.is_dir():
+        raise BadRequest(f"{path} is a folder; give a file, such as --out {path / 'rows.csv'}")
+    check_folder(path.parent)
 
 
 def write_rows(path: Path, data: Sequence[Mapping[str, Any]]) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import importlib.metadata
-from collections.abc import Callable, Mapping, Sequence
+import inspect
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -17,12 +18,13 @@ from ratchet.algorithms.surrogate import require_torch
 from ratchet.core.algorithm import Search
 from ratchet.core.errors import BadRequest
 from ratchet.core.problem import Example, content_hash
-from ratchet.core.request import Constraints, Objective, OptimizationRequest, Target
+from ratchet.core.request import Constraints, Objective, OptimizationRequest, Target, is_number
 from ratchet.guard import clean_examples, clean_rows, clean_splits
 from ratchet.options import AUTO, Options
 from ratchet.privacy.clean import Cleaner
 from ratchet.programs import targets, telemetry
-from ratchet.programs.datasets import Row, Splits, assemble, dataset_hash, read_rows, to_examples
+from ratchet.programs.comparisons import FIELD_METRICS
+from ratchet.programs.datasets import Row, Splits, assemble, check_examples, dataset_hash, read_rows, to_examples
 from ratchet.programs.dspy_program import input_names, output_names
 from ratchet.programs.gateway import PACES
 from ratchet.programs.identity import agent_identity, program_identity
@@ -99,6 +101,7 @@ def prepare(
         telemetry.observer = telemetry.observer_from(
             metrics=settings.metrics, traces=settings.traces, paces=PACES.snapshots
         )
+    _check_ranges(options)
     request = _request(options)
     if "surrogate" in request.algorithms:
         require_torch()
@@ -141,6 +144,16 @@ def _custom(
         for name in request.algorithms
         if name not in known_algorithms()
     }
+
+
+def _check_ranges(options: Options) -> None:
+    """Refuse what no LM would take, before one is asked."""
+    for name, least in (("temperature", 0), ("max_tokens", 1)):
+        if (given := getattr(options, name)) is not None and not (is_number(given) and given >= least):
+            raise BadRequest(f"{name} is {given!r}; give a number of at least {least}, or leave it out")
+    for name in ("lm_timeout", "max_minutes"):
+        if (given := getattr(options, name)) is not None and not (is_number(given) and given > 0):
+            raise BadRequest(f"{name} is {given!r}; give a number above 0, or leave it out")
 
 
 def _request(options: Options) -> OptimizationRequest:
@@ -194,9 +207,14 @@ def _reflection_lms(options: Options, given: Given, settings: Settings) -> list[
     return [NamedLM(lm=lm, name=lm.model, identity=lm.model)] if lm is not None else []
 
 
-def _one_answer(metric: str) -> bool:
-    """Whether ``metric`` compares one answer with one label, which must then be there in every row."""
-    return metric in ("exact_match", "f1", "numeric", "contains")
+def _labels_for(metric: str, module: dspy.Module, columns: Collection[str]) -> dict[str, list[str]]:
+    """Of ``columns``, the labels that ``metric`` scores, and those of them that must be there in every row."""
+    name, _, argument = metric.partition(":")
+    parts = [part.strip() for part in argument.split(",")] if name in FIELD_METRICS else []
+    named = [part for part in parts if part and "=" not in part]
+    scored = [field for field in named or output_names(module) if field in columns]
+    one_answer = name in ("exact_match", "f1", "numeric", "contains")
+    return {"scored": scored, "required_labels": scored if one_answer else []}
 
 
 def examples_for(
@@ -207,9 +225,28 @@ def examples_for(
     Raises:
         BadData: a row cannot be used.
     """
-    columns = {*rows[0].fields, *rename}
-    answers = [field for field in output_names(module) if field in columns] if _one_answer(metric) else []
-    return to_examples(rows, inputs=input_names(module), required_labels=answers, rename=rename, file=file)
+    columns = {name for row in rows for name in row.fields}.difference(rename.values()) | set(rename)
+    labels = _labels_for(metric, module, columns)
+    return to_examples(rows, inputs=input_names(module), rename=rename, file=file, **labels)
+
+
+def check_built(module: dspy.Module, examples: Sequence[Example], *, metric: str, file: str | Path) -> None:
+    """Refuse examples built by a caller where ``examples_for`` would refuse the same in rows.
+
+    Raises:
+        BadData: an example cannot be used.
+    """
+    labels = _labels_for(metric, module, {name for example in examples for name in example.labels})
+    check_examples(examples, inputs=() if _takes_anything(module) else input_names(module), file=file, **labels)
+
+
+def _takes_anything(module: dspy.Module) -> bool:
+    """Whether the inputs of several predictors stand behind ``**kwargs``: then whoever names inputs knows them best."""
+    if hasattr(module, "signature") or len(module.predictors()) < 2:
+        return False
+    forward = getattr(type(module), "forward", None) or getattr(type(module), "aforward", None)
+    kinds = {each.kind for each in inspect.signature(forward).parameters.values()} if forward is not None else set()
+    return inspect.Parameter.VAR_KEYWORD in kinds
 
 
 def _splits(options: Options, given: Given, module: dspy.Module) -> Splits:

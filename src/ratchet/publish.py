@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from ratchet.core.errors import BadRequest, CertificateInvalid, UnknownName
 from ratchet.core.evaluation import Evaluation
-from ratchet.core.problem import Candidate
+from ratchet.core.problem import Candidate, canonical
 from ratchet.core.result import OptimizationResult
 from ratchet.core.statistics import Comparison, compare_paired, mean_interval, relative_change
 from ratchet.engine import certificate, drawing, report
@@ -44,7 +44,7 @@ def check_folder(folder: Path) -> None:
         with tempfile.TemporaryFile(dir=folder):
             return
     except OSError as error:
-        raise BadRequest(f"{folder} cannot be written to: {error.strerror}; give another --out DIR") from error
+        raise BadRequest(f"{folder} cannot be written to: {error.strerror}; give another --out") from error
 
 
 def publish(
@@ -76,7 +76,7 @@ def publish(
             if result.winner is not None and not proven:
                 save_program(run.program.export(result.winner), part / UNPROVEN, target)
             if result.comparison is not None:
-                signed = certificate.sign(_payload(run, result, program=part / PROGRAM), key)
+                signed = certificate.sign(_payload(run, result, files=part), key)
                 _write_json(part / CERTIFICATE, signed)
             page = report.render(_report(run, result, certified=result.comparison is not None))
             (part / REPORT).write_text(page, encoding="utf-8")
@@ -115,10 +115,15 @@ def _sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
+def _sha256_of_json(path: Path) -> str:
+    """Of what the file says, however it is laid out: a client writes the result of a server anew."""
+    return hashlib.sha256(canonical(json.loads(path.read_text(encoding="utf-8"))).encode()).hexdigest()
+
+
 # --- the certificate ------------------------------------------------------------------------------------------------
 
 
-def _payload(run: Run, result: OptimizationResult, *, program: Path) -> dict[str, Any]:
+def _payload(run: Run, result: OptimizationResult, *, files: Path) -> dict[str, Any]:
     assert result.baseline is not None
     assert result.winner is not None
     assert result.comparison is not None
@@ -140,7 +145,8 @@ def _payload(run: Run, result: OptimizationResult, *, program: Path) -> dict[str
             "baseline": result.baseline.key,
             "winner": result.winner.key,
             "data": known["data"],
-            PROGRAM: _sha256(program),
+            RESULT: _sha256_of_json(files / RESULT),
+            PROGRAM: _sha256(files / PROGRAM),
         },
         "models": {name: known[name] for name in ("task_lm", "reflection_lm", "judge_lm")},
         "versions": known["versions"],
@@ -178,8 +184,11 @@ def verify(path: Path, archive: Archive | None) -> Verdict:
         archive: Where the optimization may be stored; None when nothing is stored here.
 
     Raises:
+        UnknownName: there is no such file.
         CertificateInvalid: it does not hold; the message names what differs.
     """
+    if not path.is_file():
+        raise UnknownName(f"the certificate {path} is not there")
     signed = certificate.read(path)
     payload = certificate.check_signature(signed)
     checked, unchecked = ["the signature fits the payload"], []
@@ -190,7 +199,7 @@ def verify(path: Path, archive: Archive | None) -> Verdict:
         _same_comparison("its own paired scores", claimed, pairs, seed=seed)
         _status(payload, claimed, pairs)
         checked.append(f"effect, interval and p follow from the {len(pairs)} paired scores in it")
-        for name, look in (("result.json", _beside_result), (PROGRAM, _beside_program)):
+        for name, look in ((RESULT, _beside_result), (PROGRAM, _beside_program)):
             if (path.parent / name).is_file():
                 checked.append(look(path.parent / name, hashes, claimed))
             else:
@@ -245,6 +254,8 @@ def _status(payload: Mapping[str, Any], claimed: Comparison, pairs: Sequence[tup
 
 
 def _beside_result(path: Path, hashes: Mapping[str, str], claimed: Comparison) -> str:
+    if RESULT in hashes and _sha256_of_json(path) != hashes[RESULT]:
+        raise CertificateInvalid(f"{path} was changed since it was certified: its SHA-256 differs", differs=RESULT)
     result = OptimizationResult.from_json(json.loads(path.read_text(encoding="utf-8")))
     for name, candidate in (("baseline", result.baseline), ("winner", result.winner)):
         if candidate is None or candidate.key != hashes[name]:
@@ -252,7 +263,7 @@ def _beside_result(path: Path, hashes: Mapping[str, str], claimed: Comparison) -
             raise CertificateInvalid(f"the {name} in {path} is {found}, but {hashes[name]} was certified", differs=name)
     if result.comparison != claimed:
         raise CertificateInvalid(f"the comparison in {path} is not the one that was certified", differs="comparison")
-    return "result.json holds the certified prompts and comparison"
+    return f"result.json holds the certified {'result' if RESULT in hashes else 'prompts and comparison'}"
 
 
 def _beside_program(path: Path, hashes: Mapping[str, str], claimed: Comparison) -> str:

@@ -115,7 +115,7 @@ class Run:
         metric = (
             resolve_metric(
                 prepared.metric,
-                labels=sorted(prepared.splits.train[0].labels),
+                labels=sorted({name for example in prepared.splits.examples for name in example.labels}),
                 outputs=output_names(prepared.target.module) or None,
                 judge_lm=self.judge,
                 rubric=prepared.options.rubric,

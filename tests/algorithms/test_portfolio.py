@@ -158,6 +158,18 @@ def test_without_training_examples_no_demos_open() -> None:
     assert toy.told[0] == "portfolio: there is nothing to make demos of, so that bootstrap does not open"
 
 
+def test_where_demos_have_no_place_none_open() -> None:
+    toy = SyntheticProblem()
+
+    def search(problem: Problem, *, rng: random.Random) -> Algorithm:
+        specs = tuple(replace(spec, takes_demos=False) for spec in problem.predictors)
+        return portfolio(replace(problem, predictors=specs), rng=rng)
+
+    toy.solve(search)
+    assert toy.told[0] == "portfolio: demos have no place in any of its prompts, so that bootstrap does not open"
+    assert not any("bootstrap had" in line for line in toy.told)
+
+
 def test_what_helped_elsewhere_is_tried_first_and_kept_only_when_it_helps() -> None:
     toy = SyntheticProblem(runs=200, capacity=6)
     seed = toy.problem.seed

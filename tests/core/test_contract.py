@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
@@ -10,8 +12,8 @@ import pytest
 
 from ratchet.algorithms import NATIVE
 from ratchet.core.algorithm import Evaluate, Generate, Start, Tell, Together, Wait
-from ratchet.core.contract import watched
-from ratchet.core.errors import BrokenContract, BudgetSpent
+from ratchet.core.contract import limited, watched
+from ratchet.core.errors import BrokenContract, BudgetSpent, Cancelled
 from ratchet.core.problem import Candidate, Example, PredictorState, Problem
 from ratchet.testing import SyntheticProblem
 
@@ -76,6 +78,24 @@ ELSEWHERE = Example(inputs={"question": "q?"}, labels={"answer": "a"})
             "demos[0] has the fields ['colour']",
             "['answer', 'question']",
         ),
+        (
+            lambda p: Evaluate(p.seed.with_demos("answer", [{"answer": 10**400}], origin="x"), p.train),
+            "demos[0] is {'answer': 1000",
+            "integers of at most 64 bits",
+        ),
+        (
+            lambda p: Evaluate(p.seed.with_demos("answer", [{"answer": object()}], origin="x"), p.train),
+            "demos[0]",
+            "JSON",
+        ),
+        (lambda p: Evaluate(child(p, "\ud800"), p.train), "instructions is '\\ud800'", "UTF-8"),
+        (
+            lambda p: Evaluate(p.seed.with_instructions("answer", "Be brief.", origin="\ud800"), p.train),
+            "origin is '\\ud800'",
+            "UTF-8",
+        ),
+        (lambda p: Tell("hi \ud800"), "Tell.text is 'hi \\ud800'", "UTF-8"),
+        (lambda p: Generate("\ud800 hi"), "Generate.prompt is '\\ud800 hi'", "UTF-8"),
         (lambda p: Generate(""), "Generate.prompt is ''", "a text"),
         (lambda p: Generate("Hm", temperature=9), "Generate.temperature is 9", "0 to 2"),
         (lambda p: Generate("Hm", n=0), "Generate.n is 0", "at least 1"),
@@ -152,6 +172,49 @@ def test_what_it_raises_is_told_with_file_and_line() -> None:
         SyntheticProblem().solve(watched(search(raising), "mine"))
 
 
+@pytest.mark.parametrize("error", [SystemExit, KeyboardInterrupt])
+def test_one_that_ends_the_process_ends_its_own_search_alone(error: type[BaseException]) -> None:
+    def leaving(problem: Problem) -> Any:
+        yield Generate("Say something.")
+        raise error(3)
+
+    def solve() -> None:
+        SyntheticProblem().solve(watched(search(leaving), "mine"))
+
+    with (
+        ThreadPoolExecutor(1) as thread,  # to the main thread, Ctrl-C comes from the user
+        pytest.raises(BrokenContract, match=rf"mine, turn 2: it raised {error.__name__}: 3 \(test_contract.py, line"),
+    ):
+        thread.submit(solve).result()
+
+
+def test_one_that_hangs_is_left_behind() -> None:
+    stuck = threading.Event()
+
+    def hanging(problem: Problem) -> Any:
+        yield Generate("Say something.")
+        stuck.wait()
+
+    with pytest.raises(BrokenContract, match=r"mine, turn 2: it took longer than 0.1 seconds"):
+        SyntheticProblem().solve(limited(search(hanging), "mine", seconds=0.1, check=lambda: None))
+    stuck.set()
+
+
+def test_nobody_waits_for_one_that_hangs_after_it_was_stopped() -> None:
+    stuck = threading.Event()
+
+    def hanging(problem: Problem) -> Any:
+        yield from ()
+        stuck.wait()
+
+    def check() -> None:
+        raise Cancelled
+
+    with pytest.raises(Cancelled):
+        SyntheticProblem().solve(limited(search(hanging), "mine", seconds=60, check=check))
+    stuck.set()
+
+
 def test_a_function_that_is_no_generator_is_told() -> None:
     with pytest.raises(BrokenContract, match=r"turn 1: calling it gave \['seed'\]; expected a generator"):
         SyntheticProblem().solve(watched(lambda problem, *, rng: ["seed"], "mine"))  # type: ignore[arg-type]
@@ -202,9 +265,18 @@ def test_tickets_that_are_not_under_way_are_told() -> None:
 def test_watching_changes_nothing_of_a_search_that_keeps_the_contract(name: str) -> None:
     toys = [SyntheticProblem(predictors=("plan", "answer"), runs=150, classes=2) for _ in range(2)]
     alone = toys[0].solve(NATIVE[name])
-    seen = toys[1].solve(watched(NATIVE[name], name))
+    seen = toys[1].solve(limited(watched(NATIVE[name], name), name, seconds=60, check=lambda: None))
     assert alone == seen
     assert toys[0].evaluated == toys[1].evaluated
+
+
+def test_half_a_character_of_the_lm_is_no_fault_of_a_search() -> None:
+    def trusting(problem: Problem) -> Any:
+        (text,) = yield Generate("Say something.")
+        return [child(problem, text)]
+
+    (found,) = SyntheticProblem(texts=("a \ud800 b",)).solve(watched(search(trusting), "mine"))
+    assert found.predictors["answer"].instructions == "a ? b"
 
 
 def test_the_search_is_closed_with_the_one_that_watches_it() -> None:

@@ -34,7 +34,7 @@ def example(text: str, queue: str = "billing") -> Example:
 GUARD = Guard([example(LONG), example(SHORT), *(example(f"mail number {n}") for n in range(20))], program())
 
 
-@given(st.text(alphabet="ab.!? \n1", max_size=60))
+@given(st.text(alphabet="ab.!? \n1文。！”", max_size=60))
 def test_the_pieces_of_a_text_are_the_text(text: str) -> None:
     assert "".join(pieces(text)) == text
 
@@ -74,6 +74,32 @@ def test_what_many_examples_share_is_the_form_of_the_data() -> None:
 def test_what_the_program_said_before_is_its_own() -> None:
     guard = Guard([example(LONG)], program(f"Sort. {LONG}."))
     assert guard.is_clean(program(f"Sort well. {LONG}."))
+
+
+CHINESE = "我上周一订购的包裹没有带蓝色的盖子而且没有人接听电话"
+THAI = "พัสดุที่ฉันสั่งเมื่อวันจันทร์มาถึงโดยไม่มีฝาสีน้ำเงิน"
+
+
+@pytest.mark.parametrize("text", [CHINESE, THAI])
+def test_a_script_without_spaces_is_looked_at_by_its_characters(text: str) -> None:
+    guard = Guard([example(text), example("包裹退货")], program("分类邮件。"))
+    assert not guard.is_clean(program(f"分类邮件。例如“{text[3:25]}”属于退货。"))
+    assert guard.is_clean(program(f"分类邮件。{text[:8]}属于包裹退货。"))
+
+
+def test_copied_sentences_in_chinese_are_removed_and_the_rest_stays() -> None:
+    guard = Guard([example(CHINESE)], program("分类邮件。"))
+    mended = guard.cleaned(program(f"请分类邮件！例如“{CHINESE}。”要简短。"))
+    assert mended is not None
+    assert mended.predictors["sort"].instructions == "请分类邮件！要简短。"
+
+
+def test_a_long_number_is_copied_and_a_short_one_is_not() -> None:
+    rows = [Example(inputs={"phone": 4915112345678, "n": 3, "paid": True}, labels={"total": 1234567.89})]
+    for guard in (Guard(rows, program()), Guard(rows, program(), ngram=5, least_words=1)):
+        assert not guard.is_clean(program("Callers from +4915112345678 are billing."))
+        assert not guard.is_clean(program("Sums of 1234567.89 are billing."))
+        assert guard.is_clean(program("Answer in 3 words, of 4 lines, when it is true."))
 
 
 def test_demos_may_show_examples() -> None:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import random
+from typing import Any
 
 from ratchet.core.algorithm import Algorithm, Search, evaluate
-from ratchet.core.errors import Cancelled
+from ratchet.core.errors import BudgetSpent, Cancelled
 from ratchet.core.problem import Candidate, Problem
 from ratchet.core.result import OptimizationResult
 from ratchet.testing import SyntheticProblem
@@ -78,6 +79,7 @@ def test_a_candidate_that_is_nothing_but_a_copy_is_refused() -> None:
     result = house(finds(f"{copying(toy.problem)} {SKILLS.replace('.', '')}"), toy).optimized()
     assert (result.status, result.winner) == ("no_proven_gain", None)
     assert "was refused: its instructions copy training examples" in notes(result)
+    assert result.front.points == ()  # it has the best score, and must not be taken from there either
 
 
 # --- length -----------------------------------------------------------------------------------------------------------
@@ -88,6 +90,42 @@ def test_a_prompt_that_is_too_long_loses_demos() -> None:
     assert 0 < len(winner(result).predictors["answer"].demos) < 6
     assert "more than 60; demos were dropped" in notes(result)
     assert "estimated as a quarter of the characters, without inputs" in notes(result)
+
+
+def spends(found: Search) -> Search:
+    """An algorithm that finds the same and leaves no calls."""
+
+    def search(problem: Problem, *, rng: random.Random) -> Algorithm:
+        finalists = yield from found(problem, rng=rng)
+        with contextlib.suppress(BudgetSpent):
+            for number in range(10_000):
+                child = problem.seed.with_instructions("answer", f"{number}", origin="x")
+                yield from evaluate(child, problem.train[:1])
+        return finalists
+
+    return search
+
+
+def test_a_cap_keeps_the_calls_that_mending_takes_from_the_search() -> None:
+    more: dict[str, Any] = {"max_prompt_tokens": 60, "max_calls": 200, "force": True}
+    result = house(spends(finds(SKILLS, demos=6)), **more).optimized()
+    assert "more than 60; demos were dropped" in notes(result)
+    assert 0 < len(winner(result).predictors["answer"].demos) < 6
+
+
+def test_where_all_finalists_are_refused_the_best_of_the_others_is_proven() -> None:
+    toy = Wordy(capacity=6)
+    copied = f"As in: {copying(toy.problem)}. {SKILLS} Be kind."
+
+    def search(problem: Problem, *, rng: random.Random) -> Algorithm:
+        yield from finds("Use skill-0 skill-1.", SKILLS)(problem, rng=rng)
+        return (yield from spends(finds(copied))(problem, rng=rng))
+
+    result = house(search, toy, max_calls=300, minimise=False).optimized()
+    assert "was refused: its instructions copy training examples; not mended: no calls left" in notes(result)
+    assert winner(result).predictors["answer"].instructions == SKILLS
+    assert result.optimization_details.algorithm_used == "finder"
+    assert result.status == "improved"
 
 
 def test_instructions_that_are_too_long_are_refused() -> None:
@@ -128,6 +166,11 @@ def test_few_examples_cannot_show_that_nothing_is_lost() -> None:
     result = house(finds(f"{SKILLS} Be kind.", demos=2), toy, max_calls=1500).optimized()
     assert len(winner(result).predictors["answer"].demos) == 2
     assert "not minimised: 12 validation examples cannot show that nothing is lost" in notes(result)
+
+
+def test_that_there_were_no_calls_to_minimise_with_is_told() -> None:
+    result = house(spends(finds(f"{SKILLS} Be kind. Be brief.", demos=2)), max_calls=300).optimized()
+    assert "not minimised: no calls left to try" in notes(result)
 
 
 # --- attribution ------------------------------------------------------------------------------------------------------

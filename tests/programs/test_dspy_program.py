@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import enum
 import inspect
+import threading
 import time
 from collections.abc import Callable, Sequence
 from datetime import datetime
@@ -354,6 +355,33 @@ def test_what_a_program_does_to_its_inputs_is_forgotten() -> None:
     assert [ran(each, case, repeat=repeat).score for repeat in range(3)] == [1.0, 1.0, 1.0]
 
 
+@pytest.mark.parametrize("where", ["context", "called", "awaited", "metric"])
+def test_an_lm_that_shows_up_in_a_run_goes_through_the_gateway_too(where: str) -> None:
+    stray = ScriptedLM(lambda asked: fields(label="birch"), model="stray/lm")
+    within = dspy.Predict(SIGNATURE)
+
+    async def asked() -> Any:
+        return await stray.acall("hello")
+
+    def uses(prediction: Any) -> Any:
+        if where == "context":
+            with dspy.context(lm=stray):
+                within(text="x")
+        else:
+            stray("hello") if where == "called" else asyncio.run(asked())
+        return prediction
+
+    if where == "metric":
+        each = program(dspy.Predict(SIGNATURE), metric=user_metric(lambda *_: bool(stray("hello"))))
+    else:
+        each = program(Wrong(uses))
+    rows = [ran(each), ran(each)]
+    assert [(row.score, row.failure) for row in rows] == [(1.0, None)] * 2
+    assert len(stray.log) == 1
+    assert each._gateway.calls == 2
+    assert [line.model for line in each.lines] == ["stray/lm"]
+
+
 def test_an_lm_that_can_only_be_called_is_called_in_a_thread() -> None:
     class Plain(dspy.BaseLM):  # type: ignore[misc]
         def forward(self, prompt: Any = None, messages: Any = None, **_: Any) -> Any:
@@ -382,6 +410,26 @@ def test_a_program_that_takes_too_long_is_a_failure() -> None:
     assert row.failure is not None
     assert (row.score, row.failure.kind) == (None, "timeout")
     assert row.trace[0].outputs == {"label": "birch"}
+
+
+@pytest.mark.parametrize("where", ["program", "metric"])
+def test_one_that_never_returns_ends_with_the_time_there_is(where: str) -> None:
+    stopped = threading.Event()
+
+    def hangs(found: Any) -> Any:
+        stopped.wait(60)
+        return found
+
+    limits = Limits(deadline=time.monotonic() + 1.0)
+    if where == "metric":
+        each = program(dspy.Predict(SIGNATURE), metric=user_metric(lambda *_: hangs(1.0)), limits=limits)
+    else:
+        each = program(Wrong(hangs), limits=limits)
+    started = time.monotonic()
+    with pytest.raises(BudgetSpent, match="time limit"):
+        ran(each)
+    assert time.monotonic() - started < 30
+    stopped.set()
 
 
 def test_a_prompt_the_lm_refuses_is_a_failure() -> None:

@@ -478,6 +478,14 @@ def test_a_refusal_of_the_hour_is_tried_again_once_there_was_an_answer() -> None
     assert [house.ask(prompt) for prompt in "ab"] == ["answer 0", "answer 2"]
 
 
+def test_one_that_refuses_everything_is_not_asked_again() -> None:
+    house = House(lambda asked: lm15.InvalidRequestError("not here", status=404))
+    for prompt in "ab":
+        with pytest.raises(LMInvalidRequestError, match="not here"):
+            house.ask(prompt)
+    assert house.sent == 2
+
+
 async def test_who_leaves_while_standing_in_line_is_not_paid_for() -> None:
     house = House(seconds=0.2, concurrency=1)
     first = await sending(house)

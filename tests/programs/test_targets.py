@@ -137,6 +137,16 @@ def test_a_saved_program_of_a_users_class_is_built_by_that_class() -> None:
     assert resolve_target("sorter_program.py:instance").module.sort.signature.instructions != "Better."
 
 
+@pytest.mark.usefixtures("folder")
+def test_a_saved_program_is_used_from_another_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target = resolve_target("sorter_program.py:factory")
+    save_program(target.module, Path("program.json"), target)
+    saved = Path("program.json").resolve()
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert type(resolve_target(str(saved)).module).__name__ == "Sorter"
+
+
 def test_a_program_without_a_target_is_saved_for_dspy_alone(tmp_path: Path) -> None:
     module = dspy.Predict("a -> b")
     save_program(module, tmp_path / "program.json", None)

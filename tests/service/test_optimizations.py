@@ -68,6 +68,8 @@ def test_an_optimization_learns_from_its_own_tenant_only(house: House) -> None:
         ({"constraints": {"max_calls": 0}}, "constraints.max_calls", 422),
         ({"constraints": {"max_usd": "much"}}, "constraints.max_usd", 422),
         ({"target": {}}, "target", 422),
+        ({"target": {"id": "sorter", "scope": "population"}}, "target.scope", 422),
+        ({"target": {"id": "sorter", "scope": "cross_domain"}}, "target.scope", 422),
         ({"objectives": [{"metric": "beauty"}]}, "objectives.0.metric", 422),
         ({"data": None}, "data", 422),
         ({"temperature": "NaN"}, "temperature", 422),

@@ -136,6 +136,8 @@ def chosen(
 def _opening(problem: Problem, desk: Desk, names: Sequence[str]) -> tuple[str | None, str]:
     if "bootstrap" not in names:
         return None, "portfolio: no demo search among the algorithms, so that none opens"
+    if not any(spec.takes_demos for spec in problem.predictors):
+        return None, "portfolio: demos have no place in any of its prompts, so that bootstrap does not open"
     demos = [demo for pool in labelled_pool(problem).values() for demo in pool]
     known = desk.known(problem.seed)
     if not problem.train or (not demos and (known is None or known.mean == 0.0)):

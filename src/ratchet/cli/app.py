@@ -14,6 +14,7 @@ from ratchet.cli.begin import place
 from ratchet.cli.errors import Commands, say
 from ratchet.cli.output import tell
 from ratchet.core.errors import BadRequest
+from ratchet.core.request import objectives_of
 
 app = typer.Typer(
     cls=Commands,
@@ -162,7 +163,7 @@ def optimize(
         max_usd=max_usd,
         max_minutes=max_minutes,
         min_improvement=min_improvement,
-        objectives=flags.objectives(objective),
+        objectives=objectives_of(objective),
         success_at=success_at,
         seed=seed,
         concurrency=concurrency,

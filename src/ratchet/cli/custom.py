@@ -10,6 +10,7 @@ import typer
 from ratchet.cli import flags
 from ratchet.cli.begin import begin, examples, place
 from ratchet.cli.errors import FAILED
+from ratchet.core.request import objectives_of
 
 algorithms = typer.Typer(
     help="The names that --algorithm takes; those of packages and servers too.",
@@ -179,7 +180,7 @@ def compare(
         max_usd=max_usd,
         max_minutes=max_minutes,
         min_improvement=min_improvement,
-        objectives=flags.objectives(objective),
+        objectives=objectives_of(objective),
         success_at=success_at,
         seed=seed,
         concurrency=concurrency,

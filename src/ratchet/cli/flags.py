@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from ratchet.core.errors import BadRequest
+from ratchet.core.request import SHORT
 
 
 def flag(name: str, help: str, *, short: str | None = None, panel: str | None = None, **more: Any) -> Any:
@@ -81,9 +83,29 @@ AlgorithmFlag = Annotated[
 MinImprovement = Annotated[
     float, flag("min-improvement", "Relative gain from which a proven gain counts.", panel=_SEARCH)
 ]
+
+
+def each_once(objectives: str) -> str:
+    """``objectives``, none of which is named twice.
+
+    >>> each_once("quality:1,cost:0.2")
+    'quality:1,cost:0.2'
+    """
+    metrics = [SHORT.get(name, name) for name in (part.partition(":")[0].strip() for part in objectives.split(","))]
+    if twice := [name for name in metrics if metrics.count(name) > 1]:
+        raise BadRequest(f"--objective {objectives!r} names {twice[0]} twice; give each metric one weight")
+    return objectives
+
+
 ObjectiveFlag = Annotated[
     str,
-    flag("objective", "Weights of quality, success, cost and latency.", metavar="NAME:WEIGHT", panel=_SEARCH),
+    flag(
+        "objective",
+        "Weights of quality, success, cost and latency.",
+        metavar="NAME:WEIGHT",
+        panel=_SEARCH,
+        callback=each_once,
+    ),
 ]
 SuccessAt = Annotated[float, flag("success-at", "Score from which a run succeeds.", panel=_SEARCH)]
 Seed = Annotated[int, flag("seed", "Same seed, same replies: same result.", panel=_SEARCH)]
@@ -138,28 +160,9 @@ def price(text: str | None) -> tuple[float, float] | None:
         prompt, completion = (float(part) for part in text.split(","))
     except ValueError:
         raise BadRequest(f"--price {text!r} is not understood; give PROMPT,COMPLETION such as 0.4,1.6") from None
-    if min(prompt, completion) < 0:
-        raise BadRequest(f"--price {text!r}: a price cannot be negative")
+    if not all(math.isfinite(dollars) and dollars >= 0 for dollars in (prompt, completion)):
+        raise BadRequest(f"--price {text!r}: a price is a number of at least 0, such as 0.4,1.6")
     return prompt, completion
-
-
-_SHORT = {"quality": "quality_score", "success": "success_rate"}
-
-
-def objectives(text: str) -> tuple[tuple[str, float], ...]:
-    """Metric names and weights.
-
-    >>> objectives("quality:1,cost:0.2")
-    (('quality_score', 1.0), ('cost', 0.2))
-    """
-    found = []
-    for part in text.split(","):
-        name, _, weight = part.strip().partition(":")
-        try:
-            found.append((_SHORT.get(name, name), float(weight or 1)))
-        except ValueError:
-            raise BadRequest(f"--objective {part!r} is not understood; give NAME:WEIGHT such as quality:1") from None
-    return tuple(found)
 
 
 def fields(pairs: list[str] | None) -> tuple[tuple[str, str], ...]:

@@ -21,7 +21,7 @@ from ratchet.cli import render
 from ratchet.cli.errors import STOPPED, exit_code, say
 from ratchet.cli.output import tell
 from ratchet.cli.progress import Progress
-from ratchet.core.errors import Cancelled, RatchetError, WorldFailure
+from ratchet.core.errors import Cancelled, InUse, RatchetError, UserError, WorldFailure
 from ratchet.core.result import OptimizationResult
 from ratchet.engine.archive import Archive
 from ratchet.engine.certificate import load_or_make_key
@@ -133,6 +133,8 @@ def _tell_stop(run: Run, error: RatchetError, *, out: Path | None, as_json: bool
     again = f"ratchet resume {run.id}" + (f" --out {out}" if out is not None else "")
     if isinstance(error, Cancelled):
         say(f"cancelled after {run.gateway.calls} calls; nothing is lost. Go on with: {again}")
+    elif isinstance(error, UserError) and not isinstance(error, InUse):  # it would be refused again
+        say(f"failed: {error}\n{run.gateway.calls} calls were sent")
     else:
         say(f"failed: {error}\n{run.gateway.calls} calls were sent. When the cause is gone, go on with: {again}")
     if as_json:
@@ -144,9 +146,11 @@ def evaluate(
     options: Options, *, data: Path, limit: int | None, out: Path | None, as_json: bool, settings: Settings
 ) -> None:
     """One program on one file."""
-    from ratchet.measure import begin, row_json
+    from ratchet.measure import begin, check_file, row_json
     from ratchet.programs.datasets import read_rows
 
+    if out is not None:
+        check_file(out)
     archive = open_archive(settings)
     progress = Progress(
         Console(stderr=True), max_calls=options.max_calls, max_seconds=options.max_minutes * 60, best="mean so far"
@@ -170,6 +174,8 @@ def tell_evaluation(
 
     if out is not None:
         write_rows(out, rows)
+    if failures := [row["failure"] for row in rows if row["failure"]]:
+        say(f"{len(failures)} of {summary['n']} runs failed; the first: {failures[0]}")
     if as_json:
         print_json({**summary, "rows": rows})
         return

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import math
+import threading
+import time
 import traceback
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from concurrent.futures import Future, wait
 from contextlib import suppress
+from contextvars import copy_context
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +22,12 @@ PATIENCE = 10
 """How often a search may ask for more after it was told that the budget is spent."""
 IDLE_TURNS = 10_000
 """How many turns in a row may ask for nothing new."""
+POLL_SECONDS = 0.1
+"""How often it is looked whether a turn under way is to be ended."""
+FOREIGN = (Exception, SystemExit, KeyboardInterrupt)
+"""What foreign code may raise; the loop that all optimizations share must not end with it."""
+TEXT = "a text that can be written as UTF-8"
+PLAIN = "JSON: texts, finite numbers, integers of at most 64 bits, lists and objects of these"
 REQUESTS = "Evaluate, Generate, Together, Start, Wait or Tell"
 
 
@@ -48,7 +60,7 @@ def watched(search: Search, name: str) -> Search:
                     return watch.finalists(end.value)
                 except RatchetError:
                     raise
-                except Exception as error:  # foreign code
+                except FOREIGN as error:
                     raise watch.raised(error) from error
                 watch.look_at(request)
                 if isinstance(request, Tell):
@@ -60,11 +72,68 @@ def watched(search: Search, name: str) -> Search:
                     watch.refused(error)
                 else:
                     watch.answered(request, reply)
+                    reply = _whole(reply)
         finally:
-            with suppress(Exception):  # foreign code may do anything when it is closed; it has had its say
+            with suppress(*FOREIGN):  # foreign code may do anything when it is closed; it has had its say
                 algorithm.close()
 
     return search_watched
+
+
+def limited(search: Search, name: str, *, seconds: float, check: Callable[[], None]) -> Search:
+    """``search``, each turn of which ends in time; one that hangs is left behind in a thread.
+
+    Args:
+        search: One that may block.
+        name: What it is called in messages.
+        seconds: Patience with one turn.
+        check: Raises when nobody waits for the search any more.
+    """
+
+    def search_limited(problem: Problem, *, rng: Any) -> Algorithm:
+        algorithm = search(problem, rng=rng)
+        reply: Any = None
+        for turn in count(1):
+            taken = _taken(algorithm, reply)
+            until = time.monotonic() + seconds
+            while not wait([taken], POLL_SECONDS).done:
+                check()
+                if time.monotonic() > until:
+                    found = f"it took longer than {seconds:g} seconds (RATCHET_ALGORITHM_SECONDS)"
+                    raise BrokenContract(
+                        f"{name}, turn {turn}: {found}; expected a request or the finalists", turn=turn
+                    )
+            request = taken.result()
+            if isinstance(request, StopIteration):
+                break
+            try:
+                reply = yield request
+            except BudgetSpent as error:
+                reply = error
+            except GeneratorExit:
+                algorithm.close()
+                raise
+        finalists: Sequence[Candidate] = request.value
+        return finalists
+
+    return search_limited
+
+
+def _taken(algorithm: Algorithm, reply: Any) -> Future[Any]:
+    """What ``algorithm`` asks for after ``reply``, or the ``StopIteration`` it ends with."""
+    future = Future[Any]()
+
+    def take() -> None:
+        try:
+            future.set_result(algorithm.throw(reply) if isinstance(reply, BudgetSpent) else algorithm.send(reply))
+        except StopIteration as end:
+            future.set_result(end)
+        except BaseException as error:  # whoever waits gets it
+            future.set_exception(error)
+
+    # None of a pool: the end of the process waits for those.
+    threading.Thread(target=copy_context().run, args=(take,), name="ratchet-turn", daemon=True).start()
+    return future
 
 
 class _Watch:
@@ -93,15 +162,21 @@ class _Watch:
             algorithm = search(self.problem, rng=rng)
         except RatchetError:
             raise
-        except Exception as error:  # foreign code
+        except FOREIGN as error:
             raise self.raised(error) from error
         if not isinstance(algorithm, Generator):
             raise self.broken(f"calling it gave {_short(algorithm)}", "a generator: a function that yields requests")
         self.turn = 0
         return algorithm
 
-    def raised(self, error: Exception) -> BrokenContract:
-        """What to raise when the search raised."""
+    def raised(self, error: BaseException) -> BrokenContract:
+        """What to raise when the search raised.
+
+        Raises:
+            KeyboardInterrupt: it is that of the user, which comes to the main thread.
+        """
+        if isinstance(error, KeyboardInterrupt) and threading.current_thread() is threading.main_thread():
+            raise error
         frames = traceback.extract_tb(error.__traceback__)
         place = f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""
         return self.broken(f"it raised {type(error).__name__}: {error}{place}", "a request or the finalists")
@@ -143,8 +218,8 @@ class _Watch:
             case Start(work):
                 new = self._parts(work, within="Start")
             case Tell(text):
-                if not isinstance(text, str):
-                    raise self.broken(f"Tell.text is {_short(text)}", "a text")
+                if not _is_text(text):
+                    raise self.broken(f"Tell.text is {_short(text)}", TEXT)
             case _:
                 new = self._parts(request)
         self._idle = 0 if new or len(self._asked) > before else self._idle + 1
@@ -182,8 +257,8 @@ class _Watch:
         self._asked.update((work.candidate.key, one.key, n) for one in work.examples for n in range(work.repeats))
 
     def _generate(self, work: Generate) -> None:
-        if not isinstance(work.prompt, str) or not work.prompt.strip():
-            raise self.broken(f"Generate.prompt is {_short(work.prompt)}", "a text")
+        if not _is_text(work.prompt) or not work.prompt.strip():
+            raise self.broken(f"Generate.prompt is {_short(work.prompt)}", TEXT)
         if not isinstance(work.temperature, int | float) or not 0 <= work.temperature <= 2:
             raise self.broken(f"Generate.temperature is {_short(work.temperature)}", "a number from 0 to 2")
         if type(work.n) is not int or work.n < 1:
@@ -203,6 +278,8 @@ class _Watch:
             )
         if not candidate.origin:
             raise self.broken(f"{where} has no origin", "what made it, in a few words")
+        if not _is_text(candidate.origin):
+            raise self.broken(f"{where}.origin is {_short(candidate.origin)}", TEXT)
         for name, state in candidate.predictors.items():
             self._state(state, name, f"{where}.predictors[{name!r}]")
         self._known.add(candidate.key)
@@ -211,9 +288,9 @@ class _Watch:
         """See whether what differs from the seed has a place in the prompt; the seed is the user's own affair."""
         before = self.problem.seed.predictors[name]
         if state.instructions != before.instructions and not (
-            isinstance(state.instructions, str) and state.instructions.strip()
+            _is_text(state.instructions) and state.instructions.strip()
         ):
-            raise self.broken(f"{where}.instructions is {_short(state.instructions)}", "a text")
+            raise self.broken(f"{where}.instructions is {_short(state.instructions)}", TEXT)
         spec = next((each for each in self.problem.predictors if each.name == name), None)
         fields = {each.name for each in (*spec.inputs, *spec.outputs)} if spec is not None else None
         if state.demos != before.demos and spec is not None and not spec.takes_demos:
@@ -222,6 +299,8 @@ class _Watch:
             if demo not in before.demos and not (demo and (fields is None or fields.issuperset(demo))):
                 expected = f"values of some of {sorted(fields)}" if fields is not None else "at least one field"
                 raise self.broken(f"{where}.demos[{index}] has the fields {sorted(demo)}", expected)
+            if demo not in before.demos and not _is_plain(demo):
+                raise self.broken(f"{where}.demos[{index}] is {_short(demo)}", PLAIN)
 
     def finalists(self, found: Any) -> Sequence[Candidate]:
         """What the search returned.
@@ -239,7 +318,46 @@ class _Watch:
         return list(found)
 
 
+def _is_text(value: object) -> bool:
+    """Whether ``value`` is a text that can be stored and sent."""
+    try:
+        return isinstance(value, str) and value.encode() is not None
+    except UnicodeEncodeError:
+        return False
+
+
+def _is_plain(value: object) -> bool:
+    """Whether ``value`` is JSON that every reader takes."""
+    match value:
+        case None | bool():
+            return True
+        case int():
+            return -(2**63) <= value < 2**63
+        case float():
+            return math.isfinite(value)
+        case Mapping():
+            return all(_is_text(name) and _is_plain(each) for name, each in value.items())
+        case list() | tuple():
+            return all(map(_is_plain, value))
+    return _is_text(value)
+
+
+def _whole(reply: Any) -> Any:
+    """``reply`` without half characters, which an LM may write and a search may not hand on."""
+    match reply:
+        case str():
+            return reply.encode("utf-8", "replace").decode()
+        case list():
+            return [_whole(each) for each in reply]
+        case tuple():
+            return tuple(_whole(each) for each in reply)
+    return reply
+
+
 def _short(value: object, longest: int = 120) -> str:
     """``value`` as it may stand in a message."""
-    text = repr(value)
+    try:
+        text = repr(value)
+    except FOREIGN:  # of an object of the search's own, or of an integer with too many digits
+        text = f"of type {type(value).__name__}"
     return text if len(text) <= longest else f"{text[: longest - 3]}..."

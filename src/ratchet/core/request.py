@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from numbers import Real
+from typing import Any, Literal
 
 from ratchet.core.errors import BadRequest
 
@@ -13,6 +15,38 @@ Scope = Literal["individual", "population", "cross_domain"]
 MetricName = Literal["success_rate", "quality_score", "cost", "latency"]
 
 METRICS: tuple[MetricName, ...] = ("quality_score", "success_rate", "cost", "latency")
+SHORT = {"quality": "quality_score", "success": "success_rate"}
+"""What a user may call a metric instead."""
+
+
+def is_number(value: object) -> bool:
+    """Whether ``value`` is a finite number; a text that looks like one is none.
+
+    >>> is_number(5), is_number("5"), is_number(float("nan"))
+    (True, False, False)
+    """
+    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def objectives_of(given: Any) -> tuple[tuple[str, float], ...]:
+    """Metric names and weights, from a text, a mapping or pairs.
+
+    Raises:
+        BadRequest: it is none of these.
+
+    >>> objectives_of("quality:1,cost:0.2")
+    (('quality_score', 1.0), ('cost', 0.2))
+    >>> objectives_of({"quality": 1}) == objectives_of((("quality", 1),))
+    True
+    """
+    pairs: Any = given.items() if isinstance(given, Mapping) else given
+    if isinstance(given, str):
+        parts = (part.strip().partition(":") for part in given.split(","))
+        pairs = [(name, weight or 1) for name, _, weight in parts]
+    try:
+        return tuple((SHORT.get(name, name), float(weight)) for name, weight in pairs)
+    except (TypeError, ValueError):
+        raise BadRequest(f"the objectives {given!r} are not understood; give NAME:WEIGHT such as quality:1") from None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,9 +78,9 @@ class Objective:
     def __post_init__(self) -> None:
         if self.metric not in METRICS:
             raise BadRequest(f"objective {self.metric!r} is not known; choose from {', '.join(METRICS)}")
-        if not math.isfinite(self.weight) or self.weight < 0:
+        if not is_number(self.weight) or self.weight < 0:
             raise BadRequest(f"the weight of objective {self.metric} is {self.weight}; give a number of at least 0")
-        if self.target_value is not None and not (math.isfinite(self.target_value) and self.target_value >= 0):
+        if self.target_value is not None and not (is_number(self.target_value) and self.target_value >= 0):
             raise BadRequest(
                 f"the target value of objective {self.metric} is {self.target_value}; give a number of at least 0"
             )
@@ -76,11 +110,11 @@ class Constraints:
     def __post_init__(self) -> None:
         for name in ("max_optimization_time", "max_resource_usage", "max_calls", "max_usd"):
             value = getattr(self, name)
-            if value is not None and not (math.isfinite(value) and value > 0):
-                raise BadRequest(f"{name} is {value}; give a number above 0, or leave it out")
-        if not math.isfinite(self.min_improvement_threshold) or self.min_improvement_threshold < 0:
+            if value is not None and not (is_number(value) and value > 0):
+                raise BadRequest(f"{name} is {value!r}; give a number above 0, or leave it out")
+        if not is_number(self.min_improvement_threshold) or self.min_improvement_threshold < 0:
             raise BadRequest(
-                f"min_improvement_threshold is {self.min_improvement_threshold}; give a share such as 0.05"
+                f"min_improvement_threshold is {self.min_improvement_threshold!r}; give a share such as 0.05"
             )
 
 
@@ -101,8 +135,12 @@ class OptimizationRequest:
             raise BadRequest("no objective has a weight above 0; give for example --objective quality:1")
         if not self.algorithms:
             raise BadRequest("no algorithm was named; leave --algorithm out for the default")
-        if not math.isfinite(self.success_at) or self.success_at <= 0:
-            raise BadRequest(f"success_at is {self.success_at}; give the score from which a run succeeds, such as 1.0")
+        if type(self.seed) is not int or self.seed < 0:
+            raise BadRequest(f"seed is {self.seed!r}; give a whole number of at least 0")
+        if not is_number(self.success_at) or self.success_at <= 0:
+            raise BadRequest(
+                f"success_at is {self.success_at!r}; give the score from which a run succeeds, such as 1.0"
+            )
 
     @property
     def weighted(self) -> tuple[Objective, ...]:

@@ -18,6 +18,8 @@ NGRAM = 8
 """Words in a row that a text shares with an example by copying it, and hardly by chance."""
 LEAST_WORDS = 5
 """Words from which a shorter value counts as copied when all of it stands in the text; labels are shorter."""
+LEAST_DIGITS = 7
+"""Digits from which a value that is a number counts as copied: that of a telephone, an account or a customer."""
 COMMON_SHARE = 0.1
 """Share of the examples from which on words in a row belong to the form of the data and to nobody."""
 CHARACTERS_PER_TOKEN = 4.0
@@ -26,8 +28,12 @@ CHARACTERS_PER_TOKEN = 4.0
 Run = tuple[str, ...]
 """Words in a row."""
 
-_PIECE = re.compile(r"[^\n.!?]*(?:[.!?](?![\s\n])[^\n.!?]*)*[.!?]*[ \t]*\n*")
-_WORD = re.compile(r"\w+")
+_PIECE = re.compile(r"[^\n.!?。！？]*(?:[.!?](?![\s\n])[^\n.!?。！？]*)*(?:[。！？]+[」』”’）]*|[.!?]*)[ \t]*\n*")
+# Scripts without spaces, of which each character is a token: Thai, Lao, Burmese, Khmer, Japanese, Chinese.
+_UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17d3\u3005-\u3007\u3040-\u30ff\u31f0-\u31ff\u3400-\u9fff\uf900-\ufaff"
+_UNSPACED += "\uff66-\uff9f\U00020000-\U0003ffff"
+_WORD = re.compile(rf"[{_UNSPACED}]|[^\W{_UNSPACED}]+")
+_CHARACTER = re.compile(f"[{_UNSPACED}]")
 
 
 def pieces(text: str) -> list[str]:
@@ -40,20 +46,50 @@ def pieces(text: str) -> list[str]:
 
 
 def words(text: str) -> list[str]:
-    """The words of ``text``, in lower case."""
-    return _WORD.findall(text.lower())
+    """The words of ``text``, in lower case; the characters, in a script without spaces.
+
+    >>> words("Say 'sí' to 东京.")
+    ['say', 'sí', 'to', '东', '京']
+    """
+    lower = text.lower()
+    return re.findall(r"\w+", lower) if lower.isascii() else _WORD.findall(lower)
 
 
-def _runs(tokens: Sequence[str], size: int) -> Iterator[Run]:
-    return (tuple(tokens[at : at + size]) for at in range(len(tokens) - size + 1))
+def _halves(tokens: Sequence[str]) -> list[int]:
+    """How long tokens are, in half words: two characters of a script without spaces say about as much as a word."""
+    if "".join(tokens).isascii():  # most are, and there are many
+        return [2] * len(tokens)
+    return [1 if _CHARACTER.match(token) else 2 for token in tokens]
+
+
+def _runs(tokens: Sequence[str], halves: int) -> Iterator[Run]:
+    """From each token on, the shortest run that has so many half words."""
+    lengths = _halves(tokens)
+    if 1 not in lengths:
+        size = math.ceil(halves / 2)
+        yield from (tuple(tokens[at : at + size]) for at in range(len(tokens) - size + 1))
+        return
+    end = length = 0
+    for start in range(len(tokens)):
+        while length < halves:
+            if end == len(tokens):
+                return
+            length += lengths[end]
+            end += 1
+        yield tuple(tokens[start:end])
+        length -= lengths[start]
+
+
+def _is_long_number(tokens: Sequence[str]) -> bool:
+    return len(tokens) <= 2 and all(map(str.isdecimal, tokens)) and sum(map(len, tokens)) >= LEAST_DIGITS
 
 
 class Guard:
     """Knows what was copied from examples into instructions.
 
     ``NGRAM`` words in a row that also stand in one of the examples were copied from it, and so was a whole value of
-    ``LEAST_WORDS`` words or more. Not counted are words in a row that many examples share, and those that stood in the
-    program's own instructions before.
+    ``LEAST_WORDS`` words or more, or a number of ``LEAST_DIGITS``. Not counted are words in a row that many examples
+    share, and those that stood in the program's own instructions before.
 
     Args:
         examples: What must not be copied.
@@ -67,21 +103,13 @@ class Guard:
     ) -> None:
         self._examples = examples
         self._ngram, self._least_words = ngram, least_words
-        self._own = {
-            run
-            for state in seed.predictors.values()
-            for size in range(least_words, ngram + 1)
-            for run in _runs(words(state.instructions), size)
-        }
+        self._own = {run for state in seed.predictors.values() for run in self._said(state.instructions)}
         self._seen: dict[str, frozenset[Run]] = {}
 
     def copied(self, text: str) -> frozenset[Run]:
         """The words in a row in ``text`` that were copied."""
         if text not in self._seen:
-            tokens = words(text)
-            said = {
-                run for size in range(self._least_words, self._ngram + 1) for run in _runs(tokens, size)
-            } - self._own
+            said = self._said(text) - self._own
             held: Counter[Run] = Counter()
             for example in self._examples if said else ():
                 held.update({run for value in _texts(example.fields) for run in self._telling(value) if run in said})
@@ -89,10 +117,21 @@ class Guard:
             self._seen[text] = frozenset(run for run, count in held.items() if count < common)
         return self._seen[text]
 
+    def _said(self, text: str) -> set[Run]:
+        """All in ``text`` that could tell."""
+        tokens = words(text)
+        step = min(_halves(tokens), default=2)
+        sizes = range(2 * self._least_words, 2 * self._ngram + 1, step)
+        numbers = {run for size in (2, 4) for run in _runs(tokens, size) if _is_long_number(run)}
+        return numbers.union(*(_runs(tokens, size) for size in sizes))
+
     def _telling(self, value: str) -> Iterator[Run]:
         """What of a value tells that it was copied."""
         tokens = words(value)
-        return _runs(tokens, min(self._ngram, len(tokens))) if len(tokens) >= self._least_words else iter(())
+        length = sum(_halves(tokens))
+        if length < 2 * self._least_words and not _is_long_number(tokens):
+            return iter(())
+        return _runs(tokens, min(2 * self._ngram, length))
 
     def is_clean(self, candidate: Candidate) -> bool:
         """Whether nothing in the instructions of ``candidate`` was copied; its demos are examples by intent."""
@@ -142,6 +181,9 @@ def _texts(fields: Fields) -> Iterator[str]:
     for value in fields.values():
         if isinstance(value, str):
             yield value
+        elif isinstance(value, int | float):
+            if _is_long_number(tokens := words(str(value))):  # a shorter one, or True, stands in many a sentence
+                yield " ".join(tokens)
         elif isinstance(value, dict):
             yield from _texts(value)
         elif isinstance(value, list):

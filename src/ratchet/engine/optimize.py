@@ -51,6 +51,7 @@ class Optimizer:
         self.made_by: dict[str, str] = {}
         self.notes = list(job.notes)
         self.spare = 0
+        self.guard = Guard(job.train, job.seed)
         self.reached: Candidate | None = None
         self.bought: tuple[Bought, ...] = ()
         self.progress: list[Progress] = []
@@ -154,19 +155,8 @@ class Optimizer:
         if self.plan.search_runs > 10 * PROBE:
             parts.append(Evaluate(job.seed, self.validation[:PROBE], repeats=2))
         baseline, *again = await self.runner.answer(Together(tuple(parts)))
-        self._complain(baseline)
+        refuse_hopeless(baseline, of="validation example")
         return baseline, again[0] if again else None
-
-    def _complain(self, baseline: Evaluations) -> None:
-        """Refuse to go on when no run of the baseline could be scored because of the metric or the program."""
-        failures = [row.failure for row in baseline if row.failure is not None]
-        if len(failures) < len(baseline):
-            return
-        kinds = {failure.kind for failure in failures}
-        if "metric" in kinds:
-            raise BadMetric(f"the metric gave no score on any validation example; at first: {failures[0].message}")
-        if kinds == {"raised"} or kinds == {"refused"}:
-            raise UserError(f"the program failed on every validation example; the first time: {failures[0].message}")
 
     def _look_ahead(self, baseline: Evaluations, again: Evaluations | None) -> Preflight:
         assert self.plan is not None
@@ -216,7 +206,8 @@ class Optimizer:
         repeated = math.ceil(PROBE * self.plan.calls_per_run) if measured_noise else 0
         left = max(0, self.plan.search_calls - repeated)
         one = math.ceil(len(self.validation) * self.plan.calls_per_run)
-        kept = kept_calls(left, one_validation=one) if job.minimise else 0
+        capped = job.max_prompt_tokens is not None
+        kept = kept_calls(left, one_validation=one, minimise=job.minimise, capped=capped)
         left -= kept
         finalists: list[Candidate] = [job.seed]
         for number, name in enumerate(names):
@@ -362,9 +353,11 @@ class Optimizer:
         )
 
     async def _cleaned(self, finalists: Sequence[Candidate]) -> list[Candidate]:
-        """Finalists without copied training text, and with prompts that are not too long."""
-        guard = Guard(self.job.train, self.job.seed)
-        polish = self._polish()
+        """Finalists without copied training text, and with prompts that are not too long.
+
+        Where none but the seed is left, the best of what else was validated and is in order.
+        """
+        polish, guard = self._polish(), self.guard
         if all(polish.is_clean(candidate, guard) for candidate in finalists):
             return list(finalists)
         self._begin("hygiene", allowance=self.spare)
@@ -374,7 +367,20 @@ class Optimizer:
                 self.made_by.setdefault(mended.key, self.made_by.get(candidate.key, ""))
                 found.append(mended)
         self.spare = self.runner.left() or 0
+        if all(candidate == self.job.seed for candidate in found) and (other := self._best_in_order(polish)):
+            self._note(f"in place of what was refused, candidate {other.key} is the best that was validated")
+            makers = {maker for candidate in finalists if (maker := self.made_by.get(candidate.key))}
+            self.made_by.setdefault(other.key, makers.pop() if len(makers) == 1 else "")
+            found.append(other)
         return found
+
+    def _best_in_order(self, polish: Polish) -> Candidate | None:
+        """Of all that was validated and may be chosen as it is, what gains most; None where nothing gains."""
+        known = dict(self.runner.all_known(self.validation))
+        baseline = known[self.job.seed]
+        gains = {candidate: utility(rows, baseline, self.job.request) for candidate, rows in known.items()}
+        best_first = sorted((each for each in gains if gains[each] > 0), key=lambda each: -gains[each])
+        return next((each for each in best_first if polish.is_clean(each, self.guard)), None)
 
     async def _polished(self, chosen: Candidate) -> Candidate:
         """``chosen`` without what is of no use; what its edits bought is measured."""
@@ -453,10 +459,38 @@ class Optimizer:
         return known.mean if known else None
 
     def _front(self, chosen: Candidate) -> Front:
-        """The front over all candidates that were validated in full; of equals the chosen one, or the baseline."""
-        known = dict(self.runner.all_known(self.validation))
-        preferred = dict.fromkeys(each for each in (chosen, self.job.seed, *known) if each in known)
-        return front_of({each: known[each] for each in preferred}, baseline=self.job.seed, request=self.job.request)
+        """The front over all that was validated in full and is clean; of equals the chosen one, or the baseline."""
+        polish, known = self._polish(), dict(self.runner.all_known(self.validation))
+        while True:
+            preferred = dict.fromkeys(each for each in (chosen, self.job.seed, *known) if each in known)
+            front = front_of(
+                {each: known[each] for each in preferred}, baseline=self.job.seed, request=self.job.request
+            )
+            shown = {point.candidate for point in front.points}
+            refused = [each for each in known if each.key in shown and not polish.is_clean(each, self.guard)]
+            if not refused:
+                return front
+            for each in refused:
+                del known[each]
+
+
+def refuse_hopeless(rows: Evaluations, *, of: str) -> None:
+    """Refuse to go on when no run could be scored because of the metric or the program.
+
+    Args:
+        of: What the rows are, one of them, as it is told.
+
+    Raises:
+        BadMetric: the metric is why.
+        UserError: the program is why, or what it asks of its LM.
+    """
+    failures = [row.failure for row in rows if row.failure is not None]
+    if len(failures) < len(rows):
+        return
+    if by_metric := [failure for failure in failures if failure.kind == "metric"]:
+        raise BadMetric(f"the metric gave no score on any {of}; at first: {by_metric[0].message}")
+    if {failure.kind for failure in failures} <= {"raised", "refused"}:
+        raise UserError(f"the program failed on every {of}; the first time: {failures[0].message}")
 
 
 def _gist(event: Event) -> str:

@@ -35,16 +35,28 @@ MARGIN = 0.1
 """Mean score that a shorter prompt is shown not to lose: the lower end of the 90 % interval lies above minus this."""
 BLOCK = 10
 """Examples a shorter prompt is run on before it is looked at."""
+UNPAID = "; not mended: no calls left"
+"""Said of what could have been mended."""
 
 
-def kept_calls(search_calls: int, *, one_validation: int) -> int:
-    """Calls kept from the search for minimisation and attribution; 0 where they would not pay for one candidate.
+def kept_calls(search_calls: int, *, one_validation: int, minimise: bool = True, capped: bool = False) -> int:
+    """Calls kept from the search for what comes after it; 0 where they would not pay for one candidate.
+
+    Args:
+        search_calls: What there is for both.
+        one_validation: What one candidate takes.
+        minimise: Whether there is to be minimisation.
+        capped: Whether prompts may be too long: then one is to be mended, where as much is left to search with.
 
     >>> kept_calls(600, one_validation=40), kept_calls(165, one_validation=30)
     (60, 0)
+    >>> kept_calls(165, one_validation=30, capped=True), kept_calls(50, one_validation=30, capped=True)
+    (30, 0)
     """
-    share = int(SHARE * search_calls)
-    return share if share >= one_validation else 0
+    share = int(SHARE * search_calls) if minimise else 0
+    if share >= one_validation:
+        return share
+    return one_validation if capped and search_calls >= 2 * one_validation else 0
 
 
 @dataclass(slots=True)
@@ -108,7 +120,8 @@ class Polish:
         if not guard.is_clean(candidate):
             mended = guard.cleaned(candidate)
             if mended is None or await self.rows(mended) is None:
-                self.note(f"candidate {candidate.key} was refused: its instructions copy training examples")
+                unpaid = UNPAID if mended is not None else ""
+                self.note(f"candidate {candidate.key} was refused: its instructions copy training examples{unpaid}")
                 return None
             self.note(f"candidate {candidate.key}: sentences that copied training examples were removed")
         assert mended is not None
@@ -117,8 +130,10 @@ class Polish:
             return mended
         share, said = excess
         shorter = shortened_to(mended, share)
-        if shorter is None or await self.rows(shorter) is None or self._excess(shorter) is not None:
-            self.note(f"candidate {candidate.key} was refused: its prompt has {said}")
+        rows = await self.rows(shorter) if shorter is not None else None
+        if shorter is None or rows is None or self._excess(shorter) is not None:
+            unpaid = UNPAID if shorter is not None and rows is None else ""
+            self.note(f"candidate {candidate.key} was refused: its prompt has {said}{unpaid}")
             return None
         self.note(f"candidate {candidate.key} had {said}; demos were dropped")
         return shorter
@@ -155,12 +170,13 @@ class Polish:
             return chosen
         keep = (self.runner.left() or 0) / 2
         waiting = deque(_halves(parts))
-        tried, removed = 0, list[Part]()
+        tried, removed, paid = 0, list[Part](), True
         while waiting:
             group = waiting.popleft()
             shorter = without(chosen, group)
             verdict = await self._keeps_up(shorter, before, keep=keep) if shorter is not None else False
             if verdict is None:
+                paid = False
                 break
             tried += shorter is not None
             if verdict and shorter is not None:
@@ -173,6 +189,8 @@ class Polish:
                 f"minimised: {tried} removals tried on {len(before)} validation examples, {len(removed) - demos} "
                 f"sentences and {demos} demos left out (no lower mean, 95 % sure to lose less than {MARGIN:g})"
             )
+        elif not paid:
+            self.note("not minimised: no calls left to try what can be left out")
         return chosen
 
     async def _keeps_up(self, shorter: Candidate, before: Evaluations, *, keep: float) -> bool | None:

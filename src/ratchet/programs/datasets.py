@@ -7,6 +7,7 @@ import difflib
 import hashlib
 import io
 import json
+import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,6 +26,9 @@ STRATA = 20
 
 LEAK_SHARE = 0.95
 """A label that equals an input field in this share of rows is given away by it."""
+
+LONGEST_CELL = 2**31 - 1
+"""Characters in a cell of a CSV file; the most that Python takes on every platform."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,6 +50,11 @@ class Splits:
     validation: Examples
     test: Examples
     notes: tuple[str, ...] = ()
+
+    @property
+    def examples(self) -> Examples:
+        """All of them."""
+        return (*self.train, *self.validation, *self.test)
 
 
 # --- files ----------------------------------------------------------------------------------------------------------
@@ -98,6 +107,7 @@ def _json(path: Path) -> Iterator[tuple[int, Fields]]:
 def _table(delimiters: str) -> Callable[[Path], Iterator[tuple[int, Fields]]]:
     def read(path: Path) -> Iterator[tuple[int, Fields]]:
         text = _text(path)
+        csv.field_size_limit(LONGEST_CELL)  # Python's own 128 KiB is less than a document
         names = next(filter(str.strip, io.StringIO(text)), "")
         delimiter = next((each for each in delimiters if each in names), delimiters[0])
         reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
@@ -257,6 +267,7 @@ def to_examples(
     inputs: Sequence[str],
     labels: Sequence[str] | None = None,
     required_labels: Sequence[str] = (),
+    scored: Sequence[str] = (),
     rename: Mapping[str, str] | None = None,
     file: str | Path = "data",
 ) -> Examples:
@@ -267,6 +278,7 @@ def to_examples(
         inputs: The program's input fields; every row must have them.
         labels: The fields kept as labels. None keeps every field that is no input, for a metric may use any.
         required_labels: Labels that no row may leave out or leave empty.
+        scored: Labels that no input may give away; where none is named, the required or else all.
         rename: The program's field name -> the file's column name.
         file: Named in messages.
     Raises:
@@ -291,14 +303,35 @@ def to_examples(
         for name in wanted_labels:
             _require(fields, name, row.number, file, "label")
         for name in required_labels:
-            if _is_empty(fields[name]):
-                _refuse(file, row.number, f"label {name!r} is empty; fill it in or leave the row out")
+            _require_content(fields, name, row.number, file)
         kept = [name for name in fields if name not in inputs] if labels is None else wanted_labels
         examples.append(
             Example(inputs={name: fields[name] for name in inputs}, labels={name: fields[name] for name in kept})
         )
-    refuse_leaks(examples, labels=required_labels or wanted_labels or None, file=file)
+    refuse_leaks(examples, labels=scored or required_labels or wanted_labels or None, file=file)
     return tuple(examples)
+
+
+def check_examples(
+    examples: Sequence[Example],
+    *,
+    inputs: Sequence[str],
+    required_labels: Sequence[str] = (),
+    scored: Sequence[str] = (),
+    file: str | Path = "data",
+) -> None:
+    """Refuse examples that somebody built by hand where ``to_examples`` would refuse the same in rows.
+
+    Raises:
+        BadData: an example lacks a field, or a label gives no answer of its own.
+    """
+    for number, example in enumerate(examples, 1):
+        for name in inputs:
+            _require(example.inputs, name, number, file, "input")
+        for name in required_labels:
+            _require(example.labels, name, number, file, "label")
+            _require_content(example.labels, name, number, file)
+    refuse_leaks(examples, labels=scored or required_labels or None, file=file)
 
 
 def _renamed(row: Row, rename: Mapping[str, str], file: object) -> dict[str, Any]:
@@ -316,6 +349,11 @@ def _require(fields: Fields, name: str, number: int, file: object, what: str) ->
         _refuse(file, number, f"{what} field {name!r} is missing{hint}; add it, or map it with --map {name}=COLUMN")
 
 
+def _require_content(fields: Fields, name: str, number: int, file: object) -> None:
+    if _is_empty(fields[name]):
+        _refuse(file, number, f"label {name!r} is empty; fill it in or leave the row out")
+
+
 def _instead(name: str, fields: Fields) -> str:
     lower = {field.lower(): field for field in fields}
     near = difflib.get_close_matches(name.lower(), lower, n=1)
@@ -323,6 +361,8 @@ def _instead(name: str, fields: Fields) -> str:
 
 
 def _is_empty(value: object) -> bool:
+    if isinstance(value, float) and not math.isfinite(value):  # what a table of Python's holds where it holds nothing
+        return True
     return value is None or (isinstance(value, str) and not value.strip()) or value in ([], {})
 
 
@@ -343,7 +383,11 @@ def refuse_leaks(
     names = labels if labels is not None else tuple({name: None for example in examples for name in example.labels})
     for label in names:
         for given in examples[0].inputs:
-            pairs = [(example.inputs[given], example.labels[label]) for example in examples if label in example.labels]
+            pairs = [
+                (example.inputs[given], example.labels[label])
+                for example in examples
+                if given in example.inputs and label in example.labels
+            ]
             values = {canonical(value) for _, value in pairs}
             equal = sum(canonical(shown) == canonical(value) for shown, value in pairs)
             if len(values) > 1 and equal >= LEAK_SHARE * len(pairs):
@@ -488,7 +532,8 @@ def _checked(splits: Splits) -> Splits:
     for name, rows in (("train", splits.train), ("validation", splits.validation), ("test", splits.test)):
         if len(rows) < AT_LEAST[name]:
             raise BadData(
-                f"the {name} split needs at least {AT_LEAST[name]} different examples, has {len(rows)}; give more rows",
+                f"the {name} split needs at least {AT_LEAST[name]} different examples, has {len(rows)}; give more rows"
+                + (f" ({'; '.join(splits.notes)})" if splits.notes else ""),
                 split=name,
                 has=len(rows),
                 needs=AT_LEAST[name],

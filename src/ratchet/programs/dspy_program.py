@@ -7,6 +7,7 @@ import copy
 import enum
 import inspect
 import json
+import threading
 import time
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Mapping
@@ -200,6 +201,8 @@ class DspyProgram:
         self._inputs = converters(module)
         self._async = _is_async(type(module))
         self._blocks = False
+        self._lock = threading.Lock()
+        self._strays: dict[int, tuple[dspy.BaseLM, dspy.BaseLM]] = {}
         self._built: OrderedDict[str, tuple[dspy.Module, _Names]] = OrderedDict()
 
     def _through_the_gateway(self, lm: dspy.BaseLM) -> dspy.BaseLM:
@@ -215,7 +218,16 @@ class DspyProgram:
     def settings(self, **more: Any) -> Any:
         """The DSPy context every run happens in."""
         quiet = {"disable_history": True, "warn_on_type_mismatch": False, "callbacks": []}
-        return dspy.context(lm=self.lm, adapter=self.adapter, **{**quiet, **more})
+        return dspy.context(lm=self.lm, adapter=self.adapter, ratchet_door=self._door, **{**quiet, **more})
+
+    def _door(self, lm: dspy.BaseLM) -> dspy.BaseLM:
+        """The way through the gateway for an LM that shows up in a run only."""
+        with self._lock:
+            if id(lm) not in self._strays:
+                self._strays[id(lm)] = (lm, self._through_the_gateway(lm))
+                if self._gateway.limits.usd is not None and self.lines[-1].price is None:
+                    self._gateway.halt(BadRequest(f"--max-usd cannot be kept: the price of {lm.model} is not known"))
+            return self._strays[id(lm)][1]
 
     def build(self, candidate: Candidate) -> dspy.Module:
         """The program with ``candidate`` as its state."""
@@ -257,8 +269,10 @@ class DspyProgram:
         try:
             with self.settings(trace=trace, ratchet_receipt=receipt, ratchet_rollout=rollout, ratchet_calls=calls):
                 try:
-                    prediction = await asyncio.wait_for(self._call(module, example), self._timeout)
+                    async with asyncio.timeout(self._seconds()):
+                        prediction = await self._call(module, example)
                 except Exception as error:  # the user's program is foreign code
+                    self._in_time(error)
                     failure = _failure(error)
                     steps = self._failed_steps(names, example, error, receipt, trace)
             seconds = time.monotonic() - started
@@ -266,8 +280,12 @@ class DspyProgram:
             if prediction is not None:
                 try:
                     with self.settings(trace=None, ratchet_receipt=judging, ratchet_rollout=rollout):
-                        judged = await ascore(self.metric, example, prediction)
+                        async with asyncio.timeout(self._gateway.seconds_left):
+                            judged = await ascore(self.metric, example, prediction)
                     value, feedback = judged.score, judged.feedback
+                except TimeoutError as error:
+                    self._in_time(error)
+                    raise
                 except MetricFailed as error:
                     failure = Failure(kind="metric", message=str(error))
                 self._gateway.check()
@@ -289,6 +307,16 @@ class DspyProgram:
             usage=_with_latency(receipt, outside),
             replies=(*receipt.keys, *judging.keys),
         )
+
+    def _seconds(self) -> float | None:
+        """How long a run may take."""
+        return min((each for each in (self._timeout, self._gateway.seconds_left) if each is not None), default=None)
+
+    def _in_time(self, error: Exception) -> None:
+        """Raise what the optimization ends with where ``error`` is that there is no more time."""
+        left = self._gateway.seconds_left
+        if isinstance(error, TimeoutError) and left is not None and left <= 0:
+            raise self._gateway.out_of_time() from error
 
     def _failed_steps(
         self, names: _Names, example: Example, error: Exception, receipt: Receipt, trace: list[Any]

@@ -373,7 +373,7 @@ class Gateway(Ledger):
                 if isinstance(error, LMUnsupportedModelError) or _passes(line, error):
                     flight.failing_since = flight.failing_since or began
                     raise
-                line.succeeded(self._clock())
+                line.succeeded(self._clock(), refused=True)
                 return _refusal(line, ask.key, stage, error, (self._clock() - began) * 1e3)
             except (LMError, InvalidRequestError) as error:
                 _told(turn, error)
@@ -582,7 +582,7 @@ def _watch_recorded(line: Line, reply: Reply) -> None:
 
 
 def _passes(line: Line, error: Exception) -> bool:
-    return line.answered and getattr(error, "status", None) in PASSING
+    return line.wrote and getattr(error, "status", None) in PASSING
 
 
 def _told(turn: Turn, error: Exception) -> None:

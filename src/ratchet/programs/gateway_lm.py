@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
+from functools import wraps
 from typing import Any
 
 import dspy
 from dspy._vendor.lm15.result import response_to_events
 from dspy._vendor.lm15.types import StreamEvent
+from dspy.clients._deprecation import adapter_message_call
 from dspy.lm15 import Request, Response
 
 from ratchet.core.errors import RatchetError
@@ -126,3 +128,33 @@ class GatewayLM(dspy.LM):  # type: ignore[misc]
             return await super().acall(prompt, **kwargs)
         finally:
             current_call.reset(token)
+
+
+_call, _acall = dspy.BaseLM.__call__, dspy.BaseLM.acall
+
+
+def _door_of(lm: dspy.BaseLM) -> dspy.BaseLM | None:
+    """The way out of the run in which ``lm`` is called; None outside of runs, and for one that is such a way."""
+    door = None if isinstance(lm, GatewayLM) else dspy.settings.get("ratchet_door")
+    return None if door is None else door(lm)
+
+
+@wraps(_call)
+def _called(self: dspy.BaseLM, prompt: Any = None, *, messages: Any = None, **options: Any) -> Any:
+    if (door := _door_of(self)) is None:
+        return _call(self, prompt, messages=messages, **options)
+    with adapter_message_call(door, messages):
+        return door(prompt, messages=messages, **options)
+
+
+@wraps(_acall)
+async def _awaited(self: dspy.BaseLM, prompt: Any = None, *, messages: Any = None, **options: Any) -> Any:
+    if (door := _door_of(self)) is None:
+        return await _acall(self, prompt, messages=messages, **options)
+    with adapter_message_call(door, messages):
+        return await door.acall(prompt, messages=messages, **options)
+
+
+# A program may hold an LM where nobody finds it before it runs: in its file, in a closure, in ``dspy.context``. No
+# limit would hold for such a one, so DSPy's LMs ask whether they are called in a run.
+dspy.BaseLM.__call__, dspy.BaseLM.acall = _called, _awaited

@@ -175,6 +175,16 @@ class Ledger:
         if self._halted is not None:
             raise self._halted
 
+    @property
+    def seconds_left(self) -> float | None:
+        """Until this stage's time is over; None for no limit of time."""
+        return None if self.limits.deadline is None else self.limits.deadline - self._keep[2] - self._clock()
+
+    def out_of_time(self) -> BudgetSpent:
+        """What is told of work that this stage has no more time for."""
+        self._exhausted = True
+        return BudgetSpent(_rest(f"of the time limit {self._keep[2]:.0f} s are kept"))
+
     def cancel(self) -> None:
         """Stop on request."""
         self.halt(Cancelled("stopped on request"))
@@ -204,15 +214,15 @@ class Ledger:
         """
         with self._lock:
             limits = self.limits
-            keep_calls, keep_usd, keep_seconds = self._keep
+            keep_calls, keep_usd, _ = self._keep
             if self._halted is not None:
                 raise Halt(self._halted)
             if limits.calls is not None and self._calls + 1 > limits.calls - keep_calls:
                 raise self._refuse(_rest(f"of the limit of {limits.calls} calls {keep_calls} are kept"))
             if limits.usd is not None and self._usd + usd > limits.usd - keep_usd:
                 raise self._refuse(_rest(f"of the limit of ${limits.usd:.4f} ${keep_usd:.4f} is kept"))
-            if limits.deadline is not None and self._clock() > limits.deadline - keep_seconds:
-                raise self._refuse(_rest(f"of the time limit {keep_seconds:.0f} s are kept"))
+            if (left := self.seconds_left) is not None and left < 0:
+                raise Halt(self.out_of_time())
             self._calls += 1
             self._usd += usd
             return self._stage

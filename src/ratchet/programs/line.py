@@ -137,6 +137,8 @@ class Line:
         )
         self._last_error = ""
         self._failures = 0
+        self.wrote = False
+        """Whether it has answered with anything but a refusal."""
         self._resting_until = -math.inf
         self._longest_answer = 0
         self.answered_at = -math.inf
@@ -188,9 +190,10 @@ class Line:
         self._failures += 1
         self._last_error = f"{error} ({type(error).__name__})"
 
-    def succeeded(self, now: float) -> None:
-        """Note that a request was answered; ``now`` is a reading of the gateway's clock."""
+    def succeeded(self, now: float, *, refused: bool = False) -> None:
+        """Note that a request was answered, or ``refused``; ``now`` is a reading of the gateway's clock."""
         self.answered = True
+        self.wrote |= not refused
         self.answered_at = now
         self._failures = 0
 
@@ -262,7 +265,7 @@ class Line:
                 "extra_body goes over an OpenAI-compatible interface only", model=self.model
             )
         lm = self._with(patience)
-        with dspy.context(send_stream=None):  # what a program streams is the reply that is kept
+        with dspy.context(send_stream=None, ratchet_door=None):  # what it does inside is no affair of the program
             if _only_waits(lm):
                 return await asyncio.to_thread(self._send, lm, request)
             result = await aexecute(lm, prepare(lm, request, None, {}, asynchronous=True))

@@ -11,9 +11,11 @@ import atexit
 import threading
 from collections import deque
 from collections.abc import Callable, Coroutine
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import suppress
 from contextvars import copy_context
+from functools import partial
+from queue import SimpleQueue
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -99,7 +101,42 @@ def _serve(loop: asyncio.AbstractEventLoop) -> None:
             continue
 
 
-_foreign = ThreadPoolExecutor(THREADS, thread_name_prefix="ratchet-run")
+class _Daemons(Executor):
+    """Threads that nobody waits for when the process ends: what runs in them may never return.
+
+    Args:
+        most: How many there may be; they are started when they are needed, and kept.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._most, self._count, self._lock = most, 0, threading.Lock()
+        self._idle = threading.Semaphore(0)
+        self._work: SimpleQueue[tuple[Future[Any], Callable[[], Any]]] = SimpleQueue()
+
+    def submit(self, call: Callable[..., T], /, *arguments: Any, **named: Any) -> Future[T]:
+        """Have ``call`` called in one of the threads."""
+        future: Future[T] = Future()
+        self._work.put((future, partial(call, *arguments, **named)))
+        if not self._idle.acquire(blocking=False):
+            with self._lock:
+                if self._count < self._most:
+                    self._count += 1
+                    threading.Thread(target=self._labour, name=f"ratchet-run-{self._count}", daemon=True).start()
+        return future
+
+    def _labour(self) -> None:
+        while True:
+            future, call = self._work.get()
+            if future.set_running_or_notify_cancel():
+                try:
+                    future.set_result(call())
+                except BaseException as error:  # whoever waits gets it
+                    future.set_exception(error)
+            del future, call
+            self._idle.release()
+
+
+_foreign: Executor = _Daemons(THREADS)
 
 
 async def in_thread(call: Callable[..., T], *arguments: Any, **named: Any) -> T:

@@ -182,7 +182,7 @@ def _saved(path: str | Path, state: Any) -> Target:
             f"{path} was not saved by Ratchet: it has no {SECTION!r} section that says how its module is built. "
             "Give a factory instead, file.py:function, that builds the module and loads this file"
         ) from error
-    target = resolve_target(text, kind=kind, instructions=instructions)
+    target = resolve_target(_from_folder_of(path, text), kind=kind, instructions=instructions)
     module = copied(target.module)
     _load(module, state, path, text)
     return Target(
@@ -192,6 +192,15 @@ def _saved(path: str | Path, state: Any) -> Target:
         instructions=target.instructions,
         description=target.description,
     )
+
+
+def _from_folder_of(path: str | Path, text: str) -> str:
+    """The target ``text`` of the program saved at ``path``: a file that is not here may be beside it."""
+    name, separator, attribute = text.rpartition(":")
+    beside = path.parent / name if isinstance(path, Path) else None
+    if beside is None or not name.endswith(".py") or Path(name).expanduser().is_file() or not beside.is_file():
+        return text
+    return f"{beside}{separator}{attribute}"
 
 
 def load_program(path: str | Path, module: dspy.Module | None = None) -> dspy.Module:

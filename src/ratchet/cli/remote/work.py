@@ -36,6 +36,10 @@ def evaluate(
     options: Options, *, data: Path, limit: int | None, out: Path | None, as_json: bool, settings: Settings
 ) -> None:
     """One program on one data set, followed to its end."""
+    if out is not None:
+        from ratchet.measure import check_file
+
+        check_file(out)
     with client_of(settings) as client:
         asked = request(client, replace(options, test=str(data)))
         limits = asked["constraints"]
@@ -184,7 +188,8 @@ def _tell_end(
 def _tell_evaluation(client: Client, job: Json, *, out: Path | None, as_json: bool) -> None:
     from ratchet.cli.work import tell_evaluation
 
-    rows = [json.loads(line) for line in client.file(job["id"], "rows").splitlines()] if out or as_json else []
+    wanted = out or as_json or job["result"]["failures"]
+    rows = [json.loads(line) for line in client.file(job["id"], "rows").splitlines()] if wanted else []
     summary = {name: value for name, value in job["result"].items() if name != "baseline_performance"}
     tell_evaluation(summary, rows, out=out, as_json=as_json)
 

@@ -316,7 +316,7 @@ def test_help_is_quick_and_imports_nothing_heavy() -> None:
         ([SIGNATURE, "--module", "agent"], "predict, cot"),
         ([SIGNATURE, "--objective", "beauty:1"], "beauty"),
         ([SIGNATURE, "--objective", "quality:much"], "quality:much"),
-        ([SIGNATURE, "--objective", "quality:1,quality_score:2"], "names quality_score twice"),
+        ([SIGNATURE, "--objective", "quality:1,quality_score:2"], "name a metric twice"),
         ([SIGNATURE, "--price", "cheap"], "--price"),
         ([SIGNATURE, "--price", "nan,1"], "--price"),
         ([SIGNATURE, "--seed", "-1"], "seed is -1"),

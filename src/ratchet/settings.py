@@ -26,7 +26,7 @@ class Settings(BaseSettings):
         texts_in_mlflow: Whether files that hold prompts and examples are uploaded to MLflow.
         algorithm_hosts: Hosts whose algorithms may be asked, ``name`` or ``name:port``, with commas between them.
         algorithm_secret: Signs what is said to an algorithm given by its URL.
-        algorithm_seconds: Patience with one turn of such an algorithm, with all its tries.
+        algorithm_seconds: Patience with one turn of an algorithm that is not ours, in Python or over HTTP.
         gpu_enabled: Whether ``surrogate`` may fit its model on a GPU, where there is one.
         embedder: The function by which ``surrogate`` turns texts into vectors, ``package.module:function``; without one
             it counts hashed words.

@@ -85,26 +85,13 @@ MinImprovement = Annotated[
 ]
 
 
-def each_once(objectives: str) -> str:
-    """``objectives``, none of which is named twice.
-
-    >>> each_once("quality:1,cost:0.2")
-    'quality:1,cost:0.2'
-    """
-    metrics = [SHORT.get(name, name) for name in (part.partition(":")[0].strip() for part in objectives.split(","))]
-    if twice := [name for name in metrics if metrics.count(name) > 1]:
-        raise BadRequest(f"--objective {objectives!r} names {twice[0]} twice; give each metric one weight")
-    return objectives
-
-
 ObjectiveFlag = Annotated[
-    str,
+    list[str] | None,
     flag(
         "objective",
-        "Weights of quality, success, cost and latency.",
+        "Weights of quality, success, cost and latency, with commas or repeated; quality:1 if left out.",
         metavar="NAME:WEIGHT",
         panel=_SEARCH,
-        callback=each_once,
     ),
 ]
 SuccessAt = Annotated[float, flag("success-at", "Score from which a run succeeds.", panel=_SEARCH)]

@@ -32,7 +32,7 @@ def objectives_of(given: Any) -> tuple[tuple[str, float], ...]:
     """Metric names and weights, from a text, a mapping or pairs.
 
     Raises:
-        BadRequest: it is none of these.
+        BadRequest: it is none of these, or names a metric twice.
 
     >>> objectives_of("quality:1,cost:0.2")
     (('quality_score', 1.0), ('cost', 0.2))
@@ -44,9 +44,12 @@ def objectives_of(given: Any) -> tuple[tuple[str, float], ...]:
         parts = (part.strip().partition(":") for part in given.split(","))
         pairs = [(name, weight or 1) for name, _, weight in parts]
     try:
-        return tuple((SHORT.get(name, name), float(weight)) for name, weight in pairs)
+        found = tuple((SHORT.get(name, name), float(weight)) for name, weight in pairs)
     except (TypeError, ValueError):
         raise BadRequest(f"the objectives {given!r} are not understood; give NAME:WEIGHT such as quality:1") from None
+    if len(dict(found)) < len(found):
+        raise BadRequest(f"the objectives {given!r} name a metric twice; give each one weight")
+    return found
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,7 +9,6 @@ from typing import Annotated, Any
 import typer
 
 from ratchet.core.errors import BadRequest
-from ratchet.core.request import SHORT
 
 
 def flag(name: str, help: str, *, short: str | None = None, panel: str | None = None, **more: Any) -> Any:

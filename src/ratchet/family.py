@@ -15,7 +15,7 @@ from ratchet.core.result import OptimizationResult
 from ratchet.core.statistics import Comparison, compare_paired
 from ratchet.engine.archive import Notebook
 from ratchet.guard import guarded
-from ratchet.library import Outcome, _each, _task, optimize
+from ratchet.library import Outcome, named_each, optimize, task_of
 from ratchet.options import Options
 from ratchet.prepare import Given
 from ratchet.settings import Settings
@@ -114,7 +114,7 @@ def _check(members: Mapping[str, Mapping[str, Any]]) -> None:
         UserError: some cannot.
     """
     for name, asked in members.items():
-        algorithms = _each(asked.get("algorithm", "auto"))
+        algorithms = named_each(asked.get("algorithm", "auto"))
         if any(map(callable, algorithms)):
             raise BadRequest(f"member {name} is optimized by a function, which learns nothing from others; use auto")
         if not {"auto", "portfolio"} & set(algorithms):
@@ -153,8 +153,8 @@ def _asked(member: Mapping[str, Any]) -> tuple[Given, Options]:
     bound.apply_defaults()
     arguments = {name: value for name, value in bound.arguments.items() if name not in ("out", "on_event", "options")}
     data = {name: arguments.pop(name) for name in ("data", "train", "validation", "test")}
-    algorithms = _each(arguments.pop("algorithm"))
-    return _task(arguments.pop("program"), data, algorithms=algorithms, **arguments, **bound.arguments["options"])
+    algorithms = named_each(arguments.pop("algorithm"))
+    return task_of(arguments.pop("program"), data, algorithms=algorithms, **arguments, **bound.arguments["options"])
 
 
 def transfers_in(

@@ -102,13 +102,13 @@ def optimize(
     folder = None if out is None else Path(out)
     if folder is not None:
         check_folder(folder)
-    given, asked = _task(
+    given, asked = task_of(
         program,
         {"data": data, "train": train, "validation": validation, "test": test},
         metric=metric,
         lm=lm,
         reflection_lm=reflection_lm,
-        algorithms=_each(algorithm),
+        algorithms=named_each(algorithm),
         seed=seed,
         max_calls=max_calls,
         max_usd=max_usd,
@@ -163,7 +163,7 @@ def compare(
         UserError: something given cannot be used.
         RatchetError: the world failed, it was stopped, or no algorithm came to a result.
     """
-    given, asked = _task(
+    given, asked = task_of(
         program,
         {"data": data, "train": train, "validation": validation, "test": test},
         metric=metric,
@@ -194,7 +194,7 @@ def compare(
         archive.close()
 
 
-def _task(
+def task_of(
     program: dspy.Module,
     data: Mapping[str, Data | None],
     *,
@@ -241,7 +241,8 @@ def _task(
     return given, asked
 
 
-def _each(algorithm: str | Search | Sequence[str | Search]) -> Sequence[str | Search]:
+def named_each(algorithm: str | Search | Sequence[str | Search]) -> Sequence[str | Search]:
+    """The algorithms, one by one, of what may be one, several, or names with commas between them."""
     if isinstance(algorithm, str):
         return [name.strip() for name in algorithm.split(",")]
     return algorithm if isinstance(algorithm, Sequence) else [algorithm]

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Annotated, Any, Generic, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field
 
 from ratchet.core.errors import BadRequest
 from ratchet.core.request import MetricName, Scope, TargetType
@@ -72,16 +72,6 @@ class TargetReference(Body):
     type: TargetType = "component"
     scope: Scope = "individual"
     spec: TargetSpec | None = None
-
-    @field_validator("scope")
-    @classmethod
-    def _individual(cls, scope: Scope) -> Scope:
-        if scope != "individual":
-            raise ValueError(
-                f"a target is optimized by itself here, not as {scope}; related programs are optimized in turn by the "
-                "Python function ratchet.optimize_family"
-            )
-        return scope
 
 
 class ObjectiveBody(Body):
@@ -160,8 +150,14 @@ class WorkBody(Body):
         """What the desk takes.
 
         Raises:
-            BadRequest: no target is named, or two are.
+            BadRequest: no target is named, or two are, or several are meant.
         """
+        if self.target.scope != "individual":
+            raise BadRequest(
+                f"a target is optimized by itself here, not as {self.target.scope}; related programs are optimized in "
+                "turn by the Python function ratchet.optimize_family",
+                field="target.scope",
+            )
         reference, spec = self.target.id, self.target.spec
         if reference is not None and spec is None:
             return reference

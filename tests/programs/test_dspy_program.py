@@ -35,7 +35,7 @@ from ratchet.programs.line import Line, Price
 from ratchet.programs.metrics import Metric, resolve_metric, user_metric
 from ratchet.storage.memory import MemoryJournal
 from ratchet.testing.lm import Asked, ScriptedLM, fields
-from ratchet.testing.lm_server import completion
+from ratchet.testing.lm_server import StubServer, completion
 
 SIGNATURE = "text -> label: Literal['amber', 'birch', 'coral']"
 CASE = Example(inputs={"text": "Please sort case #1."}, labels={"label": "birch"})
@@ -380,6 +380,18 @@ def test_an_lm_that_shows_up_in_a_run_goes_through_the_gateway_too(where: str) -
     assert len(stray.log) == 1
     assert each._gateway.calls == 2
     assert [line.model for line in each.lines] == ["stray/lm"]
+
+
+def test_lms_that_each_run_makes_anew_have_one_line() -> None:
+    def makes(prediction: Any) -> Any:
+        dspy.LM("openai/stub", api_base=stub.base, api_key="k", cache=False)("hello")
+        return prediction
+
+    with StubServer() as stub:
+        each = program(Wrong(makes))
+        assert [ran(each).score for _ in range(3)] == [1.0] * 3
+        assert stub.requests == 1
+    assert len(each.lines) == 1
 
 
 def test_an_lm_that_can_only_be_called_is_called_in_a_thread() -> None:

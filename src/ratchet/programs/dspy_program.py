@@ -202,7 +202,7 @@ class DspyProgram:
         self._async = _is_async(type(module))
         self._blocks = False
         self._lock = threading.Lock()
-        self._strays: dict[int, tuple[dspy.BaseLM, dspy.BaseLM]] = {}
+        self._strays: dict[object, tuple[dspy.BaseLM, dspy.BaseLM]] = {}
         self._built: OrderedDict[str, tuple[dspy.Module, _Names]] = OrderedDict()
 
     def _through_the_gateway(self, lm: dspy.BaseLM) -> dspy.BaseLM:
@@ -221,13 +221,15 @@ class DspyProgram:
         return dspy.context(lm=self.lm, adapter=self.adapter, ratchet_door=self._door, **{**quiet, **more})
 
     def _door(self, lm: dspy.BaseLM) -> dspy.BaseLM:
-        """The way through the gateway for an LM that shows up in a run only."""
+        """The way through the gateway for an LM that shows up in a run only; one for all that are set up alike."""
+        plain_lm = type(lm) is dspy.LM and isinstance(lm.engine, str)
+        name = (lm.model, lm.model_type, repr(sorted(lm.kwargs.items()))) if plain_lm else id(lm)
         with self._lock:
-            if id(lm) not in self._strays:
-                self._strays[id(lm)] = (lm, self._through_the_gateway(lm))
+            if name not in self._strays:
+                self._strays[name] = (lm, self._through_the_gateway(lm))
                 if self._gateway.limits.usd is not None and self.lines[-1].price is None:
                     self._gateway.halt(BadRequest(f"--max-usd cannot be kept: the price of {lm.model} is not known"))
-            return self._strays[id(lm)][1]
+            return self._strays[name][1]
 
     def build(self, candidate: Candidate) -> dspy.Module:
         """The program with ``candidate`` as its state."""

@@ -285,9 +285,8 @@ class DspyProgram:
                         async with asyncio.timeout(self._gateway.seconds_left):
                             judged = await ascore(self.metric, example, prediction)
                     value, feedback = judged.score, judged.feedback
-                except TimeoutError as error:
-                    self._in_time(error)
-                    raise
+                except TimeoutError as error:  # ours: a metric's own is a failure of it
+                    raise self._gateway.out_of_time() from error
                 except MetricFailed as error:
                     failure = Failure(kind="metric", message=str(error))
                 self._gateway.check()

@@ -10,8 +10,6 @@ All of it happens on the process's one event loop; threads and other loops wait 
 from __future__ import annotations
 
 import asyncio
-import math
-import random
 import threading
 import time
 from collections.abc import Callable
@@ -27,7 +25,6 @@ from dspy.utils.exceptions import (
     LMInvalidRequestError,
     LMRateLimitError,
     LMTimeoutError,
-    LMTransportError,
     LMUnsupportedModelError,
     is_retryable_lm_error,
 )
@@ -35,7 +32,6 @@ from dspy.utils.exceptions import (
 from ratchet.core.errors import BudgetSpent, LmUnavailable, RatchetError
 from ratchet.core.evaluation import Usage
 from ratchet.core.problem import content_hash
-from ratchet.programs import telemetry
 from ratchet.programs.answers import Answer
 from ratchet.programs.journal import Heritage, Journal, Reply
 from ratchet.programs.ledger import Halt, Ledger, Limits
@@ -43,6 +39,8 @@ from ratchet.programs.line import Line
 from ratchet.programs.loop import arun, house_loop, on_loop, run, wait_for
 from ratchet.programs.pace import Pace, Paces, Terms, Turn
 from ratchet.programs.replies import text_of
+from ratchet.programs.retries import Retries, passes
+from ratchet.programs.watched import Watched, watch_recorded
 
 PACES = Paces()
 """How fast each provider may be asked, by all optimizations of this process together."""
@@ -50,20 +48,8 @@ PACES = Paces()
 _SHARED_FLIGHTS: dict[str, asyncio.Future[None]] = {}
 """Requests under way whose replies will be shared; equal ones of other optimizations wait for them."""
 
-UNLUCKY = 5
-"""How many times its patience, or its time for an answer, a request is tried again while others are answered."""
-
-ASKED, ASKED_FIRST = 3.0, 1.1
-"""How many times our patience an LM may ask to be left alone: one that has answered before, and one that has not."""
-
-PASSING = frozenset({404, 409, 425})
-"""Refusals that say something of the server's hour and not of the request, from an LM that has answered before."""
-
 LANDING_SECONDS = 30.0
 """How long an optimization that has ended waits for answers that nobody needs any more."""
-
-LONGEST_WAIT = 1800.0
-"""Seconds for an answer of an LM that is known to be alive: one in this process, on a machine that may be busy."""
 
 
 @dataclass(slots=True)
@@ -202,7 +188,7 @@ class Gateway(Ledger):
         self._flights: dict[str, _Flight] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._slots = asyncio.Semaphore(limits.concurrency)
-        self._rng = random.Random(0)
+        self._retries = Retries(limits, clock=clock)
         self._paces: dict[tuple[str, str], Pace] = {}
 
     def halt(self, cause: RatchetError) -> None:
@@ -265,7 +251,7 @@ class Gateway(Ledger):
                 passage.set_exception(halt)
                 return passage
             if recorded is not None:
-                _watch_recorded(line, recorded)
+                watch_recorded(line, recorded)
                 passage.set_result(recorded)
                 return passage
             flight = self._flights[ask.key] = _Flight()
@@ -308,7 +294,7 @@ class Gateway(Ledger):
     async def _send(self, flight: _Flight, line: Line, ask: Ask) -> Reply:
         line = line.in_charge(self._clock())
         if (inherited := self._inherited(ask.key)) is not None:
-            _watch_recorded(line, inherited)
+            watch_recorded(line, inherited)
             return inherited
         shared = self._shared_name(line, ask)
         if shared is None:
@@ -316,7 +302,7 @@ class Gateway(Ledger):
         while shared in _SHARED_FLIGHTS:
             await asyncio.wait([_SHARED_FLIGHTS[shared]])
         if (borrowed := self._borrowed(shared, ask.key)) is not None:
-            _watch_recorded(line, borrowed)
+            watch_recorded(line, borrowed)
             return borrowed
         landed = _SHARED_FLIGHTS[shared] = asyncio.get_running_loop().create_future()
         try:
@@ -327,7 +313,7 @@ class Gateway(Ledger):
 
     async def _persist(self, flight: _Flight, line: Line, ask: Ask, shared: str | None) -> Reply:
         """Send it until there is an answer, or no hope of one; share it as ``shared``."""
-        with _Watched(line, self._clock) as watched:
+        with Watched(line, self._clock) as watched:
             for attempt in count():
                 if not flight.passengers:
                     raise _NobodyWaitsError
@@ -335,7 +321,7 @@ class Gateway(Ledger):
                 try:
                     reply = await self._attempt(flight, line, ask)
                 except (LMError, InvalidRequestError) as error:
-                    wait = self._pause(line, error, attempt, flight.failing_since or self._clock())
+                    wait = self._retries.pause(line, error, attempt, flight.failing_since or self._clock())
                     if wait is None:
                         line, flight.failing_since, shared = self._successor(line, error), None, None
                         continue
@@ -366,11 +352,11 @@ class Gateway(Ledger):
             stage, usd = await self._reserve(line, ask)
             began = self._clock()
             try:
-                answer = await ask.send(line, patience=self._patience(line))
+                answer = await ask.send(line, patience=self._retries.for_answer(line))
             except LMInvalidRequestError as error:
                 turn.succeeded(None)
                 self._give_back(usd)
-                if isinstance(error, LMUnsupportedModelError) or _passes(line, error):
+                if isinstance(error, LMUnsupportedModelError) or passes(line, error):
                     flight.failing_since = flight.failing_since or began
                     raise
                 line.succeeded(self._clock(), refused=True)
@@ -499,90 +485,6 @@ class Gateway(Ledger):
         self._received += 1
         self._note_stage(reply.key, reply.stage)
         return reply
-
-    def _pause(self, line: Line, error: Exception, attempt: int, since: float) -> float | None:
-        """Seconds to wait before the next try; None when the line is to be given up."""
-        line.failed(error)
-        hint = getattr(error, "retry_after", None)
-        # A hint of 0 is not taken at its word for ever: it would be a thousand requests in a second.
-        first, growth = (0.5, 2**attempt) if hint is None else (0.01, 2 ** min(attempt, 12))
-        wait: float = max(hint or 0.0, min(8.0, first * growth) * self._rng.uniform(0.75, 1.25))
-        unreached = not line.answered and isinstance(error, LMTransportError)
-        patience = min(self.limits.retry_seconds, self.limits.first_retry_seconds if unreached else math.inf)
-        if isinstance(error, LMTimeoutError):
-            patience = max(patience, 2 * line.longest_seconds)
-        asked, until = hint or 0.0, self._clock() + wait
-        # While others get answers the LM is alive, and only this request is out of luck. Who asks to be left alone for
-        # a while is not silent.
-        silent, unlucky = until - asked - max(since, line.answered_at), until - since
-        longest = max(patience, self._patience(line)) if isinstance(error, LMTimeoutError) else patience
-        in_vain = (
-            not (is_retryable_lm_error(error) or _passes(line, error))
-            or silent > patience
-            or unlucky > UNLUCKY * longest
-            or asked > patience * (ASKED if line.answered else ASKED_FIRST)
-        )
-        return None if in_vain else wait
-
-    def _patience(self, line: Line) -> float:
-        if line.alive:
-            return max(self.limits.timeout_seconds, LONGEST_WAIT)
-        return self.limits.timeout_seconds if line.answered else self.limits.first_timeout_seconds
-
-
-class _Watched:
-    """Tells whoever watches of one request with all its retries."""
-
-    __slots__ = ("_began", "_clock", "_line", "_observer", "reply", "retries")
-
-    def __init__(self, line: Line, clock: Callable[[], float]) -> None:
-        self._line, self._clock, self._observer = line, clock, telemetry.observer
-        self.reply: Reply | None = None
-        self.retries = 0
-        self._began = 0.0
-
-    def __enter__(self) -> _Watched:
-        if self._observer is not None:
-            self._began = self._clock()
-            self._observer.request_started(model=self._line.model, role=self._line.role)
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if self._observer is None:
-            return
-        reply = self.reply
-        self._observer.request_ended(
-            model=self._line.model,
-            role=self._line.role,
-            status=telemetry.OK if kind is None else kind.__name__,
-            seconds=self._clock() - self._began,
-            prompt_tokens=reply.prompt_tokens if reply else 0,
-            completion_tokens=reply.completion_tokens if reply else 0,
-            cost_usd=reply.cost_usd if reply else None,
-            retries=self.retries,
-            cached=False,
-        )
-
-
-def _watch_recorded(line: Line, reply: Reply) -> None:
-    """Tell whoever watches of a request that was not sent, because its reply was known."""
-    if telemetry.observer is not None:
-        telemetry.observer.request_started(model=line.model, role=line.role)
-        telemetry.observer.request_ended(
-            model=line.model,
-            role=line.role,
-            status=telemetry.OK,
-            seconds=0.0,
-            prompt_tokens=reply.prompt_tokens,
-            completion_tokens=reply.completion_tokens,
-            cost_usd=reply.cost_usd,
-            retries=0,
-            cached=True,
-        )
-
-
-def _passes(line: Line, error: Exception) -> bool:
-    return line.wrote and getattr(error, "status", None) in PASSING
 
 
 def _told(turn: Turn, error: Exception) -> None:

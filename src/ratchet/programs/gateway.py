@@ -39,7 +39,7 @@ from ratchet.programs.line import Line
 from ratchet.programs.loop import arun, house_loop, on_loop, run, wait_for
 from ratchet.programs.pace import Pace, Paces, Terms, Turn
 from ratchet.programs.replies import text_of
-from ratchet.programs.retries import Retries, passes
+from ratchet.programs.retries import Retries, for_answer, passes
 from ratchet.programs.watched import Watched, watch_recorded
 
 PACES = Paces()
@@ -188,7 +188,7 @@ class Gateway(Ledger):
         self._flights: dict[str, _Flight] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._slots = asyncio.Semaphore(limits.concurrency)
-        self._retries = Retries(limits, clock=clock)
+        self._retries = Retries(clock=clock)
         self._paces: dict[tuple[str, str], Pace] = {}
 
     def halt(self, cause: RatchetError) -> None:
@@ -321,7 +321,7 @@ class Gateway(Ledger):
                 try:
                     reply = await self._attempt(flight, line, ask)
                 except (LMError, InvalidRequestError) as error:
-                    wait = self._retries.pause(line, error, attempt, flight.failing_since or self._clock())
+                    wait = self._retries.pause(self.limits, line, error, attempt, flight.failing_since or self._clock())
                     if wait is None:
                         line, flight.failing_since, shared = self._successor(line, error), None, None
                         continue
@@ -352,7 +352,7 @@ class Gateway(Ledger):
             stage, usd = await self._reserve(line, ask)
             began = self._clock()
             try:
-                answer = await ask.send(line, patience=self._retries.for_answer(line))
+                answer = await ask.send(line, patience=for_answer(self.limits, line))
             except LMInvalidRequestError as error:
                 turn.succeeded(None)
                 self._give_back(usd)

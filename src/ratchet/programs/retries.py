@@ -28,16 +28,14 @@ class Retries:
     """The patience of one optimization.
 
     Args:
-        limits: How long it has.
         clock: Seconds.
     """
 
-    def __init__(self, limits: Limits, *, clock: Callable[[], float]) -> None:
-        self._limits = limits
+    def __init__(self, *, clock: Callable[[], float]) -> None:
         self._clock = clock
         self._rng = random.Random(0)
 
-    def pause(self, line: Line, error: Exception, attempt: int, since: float) -> float | None:
+    def pause(self, limits: Limits, line: Line, error: Exception, attempt: int, since: float) -> float | None:
         """Seconds to wait before the next try; None when the line is to be given up.
 
         Args:
@@ -50,14 +48,14 @@ class Retries:
         first, growth = (0.5, 2**attempt) if hint is None else (0.01, 2 ** min(attempt, 12))
         wait: float = max(hint or 0.0, min(8.0, first * growth) * self._rng.uniform(0.75, 1.25))
         unreached = not line.answered and isinstance(error, LMTransportError)
-        patience = min(self._limits.retry_seconds, self._limits.first_retry_seconds if unreached else math.inf)
+        patience = min(limits.retry_seconds, limits.first_retry_seconds if unreached else math.inf)
         if isinstance(error, LMTimeoutError):
             patience = max(patience, 2 * line.longest_seconds)
         asked, until = hint or 0.0, self._clock() + wait
         # While others get answers the LM is alive, and only this request is out of luck. Who asks to be left alone for
         # a while is not silent.
         silent, unlucky = until - asked - max(since, line.answered_at), until - since
-        longest = max(patience, self.for_answer(line)) if isinstance(error, LMTimeoutError) else patience
+        longest = max(patience, for_answer(limits, line)) if isinstance(error, LMTimeoutError) else patience
         in_vain = (
             not (is_retryable_lm_error(error) or passes(line, error))
             or silent > patience
@@ -66,11 +64,12 @@ class Retries:
         )
         return None if in_vain else wait
 
-    def for_answer(self, line: Line) -> float:
-        """Seconds to wait for an answer."""
-        if line.alive:
-            return max(self._limits.timeout_seconds, LONGEST_WAIT)
-        return self._limits.timeout_seconds if line.answered else self._limits.first_timeout_seconds
+
+def for_answer(limits: Limits, line: Line) -> float:
+    """Seconds to wait for an answer."""
+    if line.alive:
+        return max(limits.timeout_seconds, LONGEST_WAIT)
+    return limits.timeout_seconds if line.answered else limits.first_timeout_seconds
 
 
 def passes(line: Line, error: Exception) -> bool:

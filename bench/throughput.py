@@ -299,7 +299,7 @@ def main() -> int:
         prog="python -m bench.throughput", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--programs", default=",".join(PROGRAMS), help="of " + ", ".join(PROGRAMS))
-    parser.add_argument("--rounds", type=int, default=5, help="turns of each side")
+    parser.add_argument("--rounds", type=int, default=9, help="turns of each side")
     parser.add_argument("--runs", type=int, default=400, help="program runs a measurement")
     parser.add_argument("--concurrency", type=int, default=8, help="requests at once of ours and of bare aiohttp")
     parser.add_argument("--quick", action="store_true", help="a tenth of the size")

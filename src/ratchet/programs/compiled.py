@@ -123,31 +123,45 @@ def _escaped(content: str) -> str:
 class CompiledAsk(Ask):
     """A request that was compiled; it becomes an object only where no text will do."""
 
-    __slots__ = ("_content", "_prompt")
+    __slots__ = ("_content", "prompt")
 
     def __init__(self, key: str, prompt: Prompt, content: str) -> None:
         self.key = key
-        self._prompt = prompt
+        self.prompt = prompt
         self._content = content
 
     @property
     def request(self) -> Request:
         """The request itself."""
-        return self._prompt.request(self._content)
+        return self.prompt.request(self._content)
 
     @property
     def is_repeatable(self) -> bool:
         """Whether the same request is meant to get the same answer."""
-        return self._prompt.is_repeatable
+        return self.prompt.is_repeatable
 
     async def send(self, line: Line, *, patience: float) -> Answer:
         """Send it once."""
-        found = self._prompt.letter(line)
-        if found is None or line is not self._prompt.line:
+        found = self.prompt.letter(line)
+        if found is None or line is not self.prompt.line:
             return await line.send(self.request, patience=patience)
         wire, letter, around = found
         body = f"{around.before}{_escaped(self._content)}{around.after}".encode()
         return await line.exchange(wire, letter, body, patience=patience)
+
+
+class _Reading:
+    """A signature as DSPy's adapters ask for it when they read an answer.
+
+    DSPy finds the output fields anew each time it is asked for them, some twelve times for one answer.
+    """
+
+    def __init__(self, signature: type[dspy.Signature]) -> None:
+        self._signature = signature
+        self.output_fields = signature.output_fields
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._signature, name)
 
 
 class Prompt:
@@ -155,18 +169,26 @@ class Prompt:
 
     Args:
         lm: The LM.
-        adapter: The adapter.
-        predictor: The predictor; its signature, demos and configuration are read now.
+        request: One request, with anything for an input.
+        content: The text of its last message.
+        signature: The predictor's.
+        call_rollout: The ``rollout_id`` of the predictor's configuration.
     """
 
     def __init__(
-        self, lm: GatewayLM, request: Request, content: Template, fields: Mapping[str, Any], call_rollout: object
+        self,
+        lm: GatewayLM,
+        request: Request,
+        content: Template,
+        signature: type[dspy.Signature],
+        call_rollout: object,
     ) -> None:
-        self._lm = lm
+        self.lm = lm
         self.line = lm.line
         self._request = request
         self._content = content
-        self._fields = fields
+        self.fields: Mapping[str, Any] = signature.input_fields
+        self.reading = _Reading(signature)
         self._call_rollout = call_rollout
         self.is_repeatable = is_repeatable(request)
         self._keys: dict[object, tuple[Any, str] | None] = {}
@@ -178,7 +200,7 @@ class Prompt:
 
     @classmethod
     def of(cls, lm: GatewayLM, adapter: dspy.Adapter, predictor: dspy.Predict) -> Prompt | None:
-        """The prompt, or None where it cannot be compiled."""
+        """The prompt of ``predictor`` as it is now, or None where it cannot be compiled."""
         signature, config = predictor.signature, {**predictor.config}
         fields = signature.input_fields
         options = {**lm.kwargs, **config}
@@ -207,7 +229,7 @@ class Prompt:
         content = Template.of(request.messages[-1].text or "", len(fields))
         if content is None:
             return None
-        prompt = cls(lm, request, content, fields, options.get("rollout_id"))
+        prompt = cls(lm, request, content, signature, options.get("rollout_id"))
         awkward = [f"{_AWKWARD}{number}{_AWKWARD}" for number in range(len(fields))]
         return prompt if taken(awkward) == prompt.request(content.filled(awkward)) else None
 
@@ -218,7 +240,7 @@ class Prompt:
     def ask(self, inputs: Mapping[str, Any], *, rollout: object) -> CompiledAsk | None:
         """The request for ``inputs``; None where they are nothing a template can hold."""
         values = []
-        for name, info in self._fields.items():
+        for name, info in self.fields.items():
             value = inputs[name]
             if type(value) is not str:
                 if not _is_plain(value):
@@ -231,7 +253,7 @@ class Prompt:
 
     def _key(self, content: str, rollout: object) -> str | None:
         if rollout not in self._keys:
-            named = self._lm.line.named(self._request, self._call_rollout, rollout, 0)
+            named = self.lm.line.named(self._request, self._call_rollout, rollout, 0)
             around = _Around.of(canonical(named), self._request.messages[-1].text or "")
             self._keys[rollout] = (hashlib.sha256(around.before.encode()), around.after) if around else None
         known = self._keys[rollout]
@@ -282,7 +304,7 @@ class CompiledPredict(dspy.Predict):  # type: ignore[misc]
         lm, adapter, ask = found
         reply = lm.gateway.fetch(lm.line, ask)
         try:
-            return self._predicted(adapter, lm, output_of(reply), kwargs)
+            return self._predicted(adapter, ask, output_of(reply), kwargs)
         except AdapterParseError:
             if (other := _fallback(adapter)) is None:
                 raise
@@ -297,7 +319,7 @@ class CompiledPredict(dspy.Predict):  # type: ignore[misc]
         lm, adapter, ask = found
         reply = await lm.gateway.afetch(lm.line, ask)
         try:
-            return self._predicted(adapter, lm, output_of(reply), kwargs)
+            return self._predicted(adapter, ask, output_of(reply), kwargs)
         except AdapterParseError:
             if (other := _fallback(adapter)) is None:
                 raise
@@ -306,8 +328,12 @@ class CompiledPredict(dspy.Predict):  # type: ignore[misc]
         )
         return self._forward_postprocess(completions, self.signature, **kwargs)
 
-    def _predicted(self, adapter: dspy.Adapter, lm: GatewayLM, output: Any, inputs: dict[str, Any]) -> Any:
-        values = adapter._call_postprocess(self.signature, self.signature, [output], lm, {})
+    def _predicted(self, adapter: dspy.Adapter, ask: CompiledAsk, output: Any, inputs: dict[str, Any]) -> Any:
+        lm, reading = ask.prompt.lm, ask.prompt.reading
+        try:
+            values = adapter._call_postprocess(reading, reading, [output], lm, {})
+        except Exception:  # DSPy, asked in the ordinary way, says what is wrong
+            values = adapter._call_postprocess(self.signature, self.signature, [output], lm, {})
         return self._forward_postprocess(values, self.signature, **inputs)
 
     def _shown(self, lm: GatewayLM, adapter: dspy.Adapter) -> list[Any]:
@@ -332,7 +358,7 @@ class CompiledPredict(dspy.Predict):  # type: ignore[misc]
         if known is None or len(known.state) != len(state) or any(map(is_not, known.state, state)):
             known = self.__dict__["_ratchet_prompt"] = _Known(state, Prompt.of(lm, adapter, self))
         prompt = known.prompt
-        if prompt is None or kwargs.keys() != prompt._fields.keys():
+        if prompt is None or kwargs.keys() != prompt.fields.keys():
             return None
         ask = prompt.ask(kwargs, rollout=settings.get("ratchet_rollout"))
         return None if ask is None else (lm, adapter, ask)

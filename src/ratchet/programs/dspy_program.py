@@ -41,10 +41,13 @@ def plain(value: Any) -> Any:
     """``value`` as JSON data."""
     if value is None or type(value) in _JSON:
         return value
+    if type(value) is dict:
+        return {str(name): plain(part) for name, part in value.items()}
     if isinstance(value, enum.Enum):
         return plain(value.value)
     if isinstance(value, dspy.Example | dspy.Prediction):
-        return {name: plain(part) for name, part in value.toDict().items()}
+        simple = all(type(part) in _JSON for part in value._store.values())
+        return dict(value._store) if simple else {name: plain(part) for name, part in value.toDict().items()}
     if isinstance(value, dspy.Image):
         return value.url
     if hasattr(value, "model_dump"):
@@ -282,8 +285,7 @@ class DspyProgram:
             if prediction is not None:
                 try:
                     with self.settings(trace=None, ratchet_receipt=judging, ratchet_rollout=rollout):
-                        async with asyncio.timeout(self._gateway.seconds_left):
-                            judged = await ascore(self.metric, example, prediction)
+                        judged = await ascore(self.metric, example, prediction, seconds=self._gateway.seconds_left)
                     value, feedback = judged.score, judged.feedback
                 except TimeoutError as error:  # ours: a metric's own is a failure of it
                     raise self._gateway.out_of_time() from error

@@ -61,12 +61,20 @@ class _Letterbox:
 _letterbox = _Letterbox()
 
 
+def _new_loop() -> asyncio.AbstractEventLoop:
+    try:
+        import uvloop  # not for every system
+    except ImportError:
+        return asyncio.new_event_loop()
+    return uvloop.new_event_loop()
+
+
 def house_loop() -> asyncio.AbstractEventLoop:
     """The loop; started when it is first asked for."""
     if not _loops:
         with _starting:
             if not _loops:
-                loop = asyncio.new_event_loop()
+                loop = _new_loop()
                 loop.set_default_executor(ThreadPoolExecutor(THREADS, thread_name_prefix="ratchet-lm"))
                 threading.Thread(target=_serve, args=(loop,), name="ratchet", daemon=True).start()
                 atexit.register(_close, loop)

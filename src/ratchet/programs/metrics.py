@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import dspy
 import numpy as np
@@ -25,6 +25,8 @@ from ratchet.core.problem import Example, Fields, canonical
 from ratchet.programs.comparisons import FIELD_METRICS, Compare, plain, shown
 from ratchet.programs.loop import WouldBlockError, in_thread
 from ratchet.programs.targets import load_attribute
+
+T = TypeVar("T")
 
 METRICS: tuple[str, ...] = (*FIELD_METRICS, "llm_judge")
 """Every metric that has a name."""
@@ -107,22 +109,41 @@ def score(metric: Metric, example: Example, prediction: dspy.Prediction, *, trac
     return _result(metric, _finished(metric, returned))
 
 
-async def ascore(metric: Metric, example: Example, prediction: dspy.Prediction, *, trace: Any = None) -> MetricResult:
-    """``score`` for an event loop: an async metric is awaited, one that may block runs in a thread."""
+async def ascore(
+    metric: Metric,
+    example: Example,
+    prediction: dspy.Prediction,
+    *,
+    trace: Any = None,
+    seconds: float | None = None,
+) -> MetricResult:
+    """``score`` for an event loop: an async metric is awaited, one that may block runs in a thread.
+
+    Args:
+        seconds: How long that may take; None for no limit.
+    Raises:
+        TimeoutError: it took longer.
+    """
     call, habit = partial(_call, metric, example, prediction, trace), metric._habit
+    until = None if seconds is None else asyncio.get_running_loop().time() + seconds
     try:
         if metric.in_thread and not habit.is_quick:
-            returned = await in_thread(habit.timed, call)
+            returned = await _until(until, in_thread(habit.timed, call))
         else:
             returned = habit.timed(call)
         if inspect.isawaitable(returned):
-            returned = await _awaited(metric, returned)
+            returned = await _until(until, _awaited(metric, returned))
     except (WouldBlockError, MetricFailed) as error:
         if isinstance(error, MetricFailed) and not _wants_a_loop(error):
             raise
         habit.blocks = True
-        returned = await in_thread(lambda: _finished(metric, call()))
+        returned = await _until(until, in_thread(lambda: _finished(metric, call())))
     return _result(metric, returned)
+
+
+async def _until(when: float | None, work: Coroutine[Any, Any, T]) -> T:
+    async with asyncio.timeout_at(when):
+        return await work
 
 
 def _wants_a_loop(error: MetricFailed) -> bool:
@@ -136,7 +157,9 @@ def _finished(metric: Metric, returned: Any) -> Any:
 
 def dspy_example(example: Example) -> dspy.Example:
     """The example as DSPy and user metrics expect it."""
-    return dspy.Example(own(example.fields)).with_inputs(*example.inputs)
+    made = dspy.Example(own(example.fields))
+    made._input_keys = set(example.inputs)  # what with_inputs does to a copy
+    return made
 
 
 def own(fields: Fields) -> dict[str, Any]:

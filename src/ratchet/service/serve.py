@@ -109,6 +109,7 @@ def serve(settings: Settings, *, host: str, port: int, with_worker: bool, say: C
             host=host,
             port=port,
             log_level="warning",
+            loop="asyncio",
             timeout_graceful_shutdown=STOPPING_SECONDS,
             ws_max_size=65536,
             proxy_headers=False,  # else whoever asks from this machine could tell the audit trail another origin

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from operator import itemgetter
 from typing import Any
 
 import sqlalchemy as sa
@@ -59,7 +60,9 @@ class ManyRows:
         self._columns = list(compiled.positiontup or ())
         assert set(self._columns) == set(columns), "every value stands in VALUES"
         processors = compiled._bind_processors
-        self._processors = [processors.get(name) for name in self._columns]
+        self._values = itemgetter(*self._columns)
+        found_processors = ((place, processors.get(name)) for place, name in enumerate(self._columns))
+        self._processors = [(place, process) for place, process in found_processors if process is not None]
         self._group = f"({', '.join('?' * len(columns))})"
         self._before, found, self._after = compiled.string.partition(self._group)
         assert found, compiled.string
@@ -69,8 +72,10 @@ class ManyRows:
         groups = ", ".join([self._group] * len(rows))
         values: list[Any] = []
         for row in rows:
-            for name, process in zip(self._columns, self._processors, strict=True):
-                values.append(row[name] if process is None else process(row[name]))  # type: ignore[operator]
+            start = len(values)
+            values += self._values(row)
+            for place, process in self._processors:
+                values[start + place] = process(values[start + place])  # type: ignore[operator]
         return f"{self._before}{groups}{self._after}", tuple(values)
 
 

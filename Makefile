@@ -24,7 +24,8 @@ $(READY): requirements.lock pyproject.toml
 	awk '/^uv==/, !/\\$$/' requirements.lock > .venv/uv.lock
 	$(PIP) --require-hashes --requirement .venv/uv.lock
 	$(UV) --require-hashes --requirement requirements.lock \
-	  || $(PIP) --no-compile --require-hashes --requirement requirements.lock
+	  || { echo "uv could not; now with pip, which takes longer"; \
+	       $(PIP) --no-compile --require-hashes --requirement requirements.lock; }
 	$(PIP) --no-deps --no-build-isolation --editable .
 	touch $@
 

@@ -18,7 +18,9 @@ from typing import Any
 import pytest
 
 from ratchet.algorithms import NATIVE
+from ratchet.bootstrap import open_archive
 from ratchet.prepare import known_algorithms
+from ratchet.settings import Settings
 from ratchet.testing.lm_server import StubServer
 from ratchet.testing.runs import Outcome, again, begin, carry_out, identity, optimize, recorded, reserved, status, work
 
@@ -140,9 +142,8 @@ def test_the_command_resumes_what_was_killed(
                     time.sleep(0.001)
                 process.kill()
                 process.communicate()
-                known = identity(folder / "home")
-                assert known is not None
-                process = command(folder, stub.base, None, known)
+                (known,) = open_archive(Settings(home=folder / "home")).list()
+                process = command(folder, stub.base, None, known.id)
             out, err = process.communicate(timeout=120)
             assert process.returncode == 0, err
             assert stub.requests <= 400
